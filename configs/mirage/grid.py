@@ -1,0 +1,104 @@
+"""Mirage on one speaker of the GRID corpus, small enough for two CPU cores."""
+
+import ml_collections
+
+from configs import args
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """`grid.py:vae` or `grid.py:dit`, with `data=FOLDER` of prepared shards."""
+  parsed = args.parse(arg, ('dit', 'cross', 'vae'), data='data/grid')
+  if parsed.variant == 'vae':
+    return vae(f'{parsed.data}/clips')
+  return dit(f'{parsed.data}/latents', parsed.variant == 'cross')
+
+
+def vae(folder: str) -> ml_collections.ConfigDict:
+  """The autoencoder: 96x96 faces, 1 + 6k frames to 12x12 latents."""
+  return ml_collections.ConfigDict(
+    dict(
+      experiment='mirage_jax.vae_experiment',
+      seed=0,
+      num_steps=3000,
+      batch_size=1,
+      log_every=20,
+      save_every=200,
+      eval_every=400,
+      eval_batches=16,
+      keep=2,
+      keep_every=0,
+      mesh=dict(data=-1, fsdp=1, context=1, tensor=1),
+      kl_weight=2e-4,
+      data=dict(
+        train=f'{folder}/train', eval=f'{folder}/val', num_frames=13, size=96
+      ),
+      vae=dict(
+        encoder_channels=16,
+        decoder_channels=16,
+        multipliers=(1, 2, 4, 6),
+        encoder_blocks=(0, 0, 1, 2, 1),
+        decoder_blocks=(0, 1, 2, 2, 1),
+        encoder_attention=(False, False, False, True, True),
+        norm_groups=8,
+        fourier_features=False,
+      ),
+      optimizer=dict(
+        learning_rate=2e-3, warmup_steps=100, b2=0.99, ema_decay=0.998
+      ),
+    )
+  )
+
+
+def dit(folder: str, cross: bool) -> ml_collections.ConfigDict:
+  """The transformer on two-second windows: 360 video tokens, 558 in all."""
+  config = ml_collections.ConfigDict(
+    dict(
+      experiment='mirage_jax.experiment',
+      seed=0,
+      num_steps=4000,
+      batch_size=8,
+      log_every=20,
+      save_every=200,
+      eval_every=500,
+      eval_batches=10,
+      keep=2,
+      keep_every=0,
+      mesh=dict(data=-1, fsdp=1, context=1, tensor=1),
+      latent_size=(12, 12),
+      data=dict(
+        train=f'{folder}/train',
+        eval=f'{folder}/val',
+        num_chunks=2,
+        text_length=40,
+        past=2,
+        drop_past=0.3,
+        augment=True,
+      ),
+      model=dict(
+        depth=8,
+        num_heads=3,
+        head_dim=64,
+        video=dict(width=192, mlp_dim=512),
+        text=dict(width=64, mlp_dim=128, in_dim=64),
+        audio=dict(width=128, mlp_dim=384, in_dim=320),
+        text_vocab=256,
+        rope_area=36.0,
+        audio_fusion='joint',
+      ),
+      flow=dict(
+        schedule='linear_quadratic',
+        drop_text=0.1,
+        drop_audio=0.1,
+        drop_reference=0.1,
+        drop_all=0.05,
+      ),
+      optimizer=dict(
+        learning_rate=1e-3, warmup_steps=200, b2=0.99, ema_decay=0.999
+      ),
+    )
+  )
+  if cross:
+    # Equal parameters: what the audio stream loses, the cross layers get.
+    config.model.audio_fusion = 'cross'
+    config.model.audio = dict(width=128, mlp_dim=0, in_dim=320)
+  return config

@@ -1,0 +1,112 @@
+"""The device mesh, and what lives where on it."""
+
+from collections.abc import Mapping, Sequence
+import math
+from typing import Any
+
+from flax import linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from launch.errors import UserError
+
+AXES = ('data', 'fsdp', 'context', 'tensor')
+BATCH_AXES = ('data', 'fsdp')
+
+
+def mesh_shape(
+  sizes: Mapping[str, int], num_devices: int
+) -> tuple[int, int, int, int]:
+  """Sizes of the four axes, with one -1 filled so that they use every device.
+
+  Args:
+    sizes: axis name -> size; an axis left out is 1, one axis may be -1.
+    num_devices: the devices to lay out.
+
+  Raises:
+    UserError: an unknown axis, or sizes whose product is not num_devices.
+  """
+  unknown = set(sizes) - set(AXES)
+  if unknown:
+    raise UserError(f'config.mesh has {sorted(unknown)}; its axes are {AXES}')
+  shape = [sizes.get(axis, 1) for axis in AXES]
+  if shape.count(-1) > 1 or any(n < 1 and n != -1 for n in shape):
+    raise UserError(
+      f'config.mesh is {dict(sizes)}: sizes must be positive, one may be -1'
+    )
+  fixed = math.prod(n for n in shape if n != -1)
+  filled = [num_devices // fixed if n == -1 else n for n in shape]
+  if math.prod(filled) != num_devices:
+    raise UserError(
+      f'config.mesh {dict(zip(AXES, shape, strict=True))} does not divide the '
+      f'{num_devices} devices: set --config.mesh.data=-1 (fill) or sizes '
+      f'whose product is {num_devices}'
+    )
+  return tuple(filled)
+
+
+def make_mesh(
+  sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """A mesh over `devices` (all of them by default), nearest neighbours kept."""
+  devices = jax.devices() if devices is None else devices
+  shape = mesh_shape(sizes, len(devices))
+  types = (AxisType.Auto,) * len(AXES)
+  return jax.make_mesh(shape, AXES, devices=devices, axis_types=types)
+
+
+def abstract_state(exp: Any, mesh: Mesh) -> Any:
+  """Shapes, dtypes and shardings of the train state; no array is made.
+
+  The one source for init, restore, the step's shardings and the compile for
+  other hardware. Must be called outside `jax.set_mesh`: unboxing inside a mesh
+  applies constraints, which abstract values cannot carry.
+  """
+  boxed = jax.eval_shape(exp.init, jax.random.key(0))
+  shardings = nn.logical_to_mesh_sharding(
+    nn.get_partition_spec(boxed), mesh, exp.axis_rules
+  )
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    nn.unbox(boxed),
+    shardings,
+  )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The leading axis of every batch leaf, split over the data axes."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+  """Raises UserError unless the mesh and the processes split the batch evenly.
+
+  Each process loads its own 1/processes of the batch, so the data axes have to
+  divide it the same way: `context` and `tensor` must stay inside a process.
+  """
+  shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  if batch_size % shards:
+    raise UserError(
+      f'config.batch_size {batch_size} is not a multiple of the {shards} '
+      f'shards of mesh axes {BATCH_AXES}'
+    )
+  rows = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  local = {index[0].indices(batch_size)[:2] for index in rows.values()}
+  held = sum(stop - start for start, stop in local)
+  if held * jax.process_count() != batch_size:
+    raise UserError(
+      f'config.mesh {dict(mesh.shape)} gives this process {held} of '
+      f'{batch_size} examples, but it loads 1/{jax.process_count()}: '
+      'keep context * tensor within the devices of one process'
+    )
+
+
+def put_batch(batch: Any, sharding: NamedSharding) -> Any:
+  """Global arrays [B ...] from this process's numpy rows [B/processes ...]."""
+  # JAX counts this copy as a hidden one when there are several processes.
+  with jax.transfer_guard('allow'):
+    return jax.tree.map(
+      lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
+      batch,
+    )

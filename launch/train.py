@@ -1,0 +1,98 @@
+r"""Trains a config; run again with the same command to continue.
+
+  python -m launch.train --config configs/mirage/grid.py:vae --workdir W
+
+Override any key of the config, and ask for a variant after the colon:
+
+  python -m launch.train --config configs/mirage/grid.py:dit --workdir W \
+      --config.batch_size=8 --config.mesh.fsdp=4
+
+Several processes: start the same command in each, with
+
+  --coordinator=HOST:PORT --num_processes=N --process_id=I
+
+or only --coordinator=auto on a TPU pod, Slurm or Kubernetes.
+
+The workdir gets config.json, checkpoints/, metrics.jsonl and TensorBoard
+events. SIGTERM saves and exits with 0; a second one exits at once.
+"""
+
+import json
+import sys
+
+from absl import app, flags, logging
+import jax
+from ml_collections import config_flags
+
+from launch import loop
+from launch.errors import UserError, one_line
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'configs/...py[:variant,key=value]', lock_config=True
+)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'where the run is kept')
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT of process 0, or auto; one process if unset'
+)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'how many')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'which one this is')
+
+
+def main(_: list[str]) -> None:
+  with one_line():
+    if _CONFIG.value is None or _WORKDIR.value is None:
+      raise UserError('--config and --workdir are needed; see --help')
+    connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if jax.process_index() == 0:
+      devices = jax.devices()
+      print(
+        f'{len(devices)} x {devices[0].device_kind} in {jax.process_count()} '
+        f'process(es); workdir {_WORKDIR.value}',
+        flush=True,
+      )
+    # What a checkpoint gives back later is what the experiment gets now.
+    config = json.loads(_CONFIG.value.to_json())
+    loop.train(config, _WORKDIR.value)
+
+
+def connect(
+  coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+  """Joins the other processes, if there are any."""
+  if coordinator is None:
+    if num_processes is not None or process_id is not None:
+      raise UserError('--num_processes and --process_id need --coordinator')
+  elif coordinator == 'auto':
+    jax.distributed.initialize()
+  else:
+    if num_processes is None or process_id is None:
+      raise UserError(
+        '--coordinator=HOST:PORT needs --num_processes and --process_id'
+      )
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """absl's parser, but what is wrong with a flag or a config takes one line."""
+  with one_line():
+    try:
+      rest = flags.FLAGS(argv)
+      if _CONFIG.value is not None:
+        _CONFIG.value.keys()  # A file that cannot be read only says so here.
+    except (AttributeError, KeyError) as error:
+      # The text is the repr of a repr.
+      said = str(error).replace('\\nDid', '; did').replace('\\', '')
+      said = said.replace("'", '')
+      raise UserError(f'the config has no key {said}') from error
+    except (flags.Error, TypeError, ValueError, OSError) as error:
+      # ml_collections quotes a whole traceback; its last line says it.
+      cause = error.__cause__ or error
+      said = str(cause).strip().splitlines()[-1].strip()
+      raise UserError(f'{said}; see --help') from error
+  if flags.FLAGS['verbosity'].using_default_value:
+    flags.FLAGS.verbosity = logging.WARNING  # Orbax tells of every rename.
+  return rest
+
+
+if __name__ == '__main__':
+  sys.exit(app.run(main, flags_parser=parse_flags))

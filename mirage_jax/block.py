@@ -1,0 +1,281 @@
+"""One joint-attention block: Mochi 1's, for any number of streams.
+
+Each stream has its own modulation, QKV, QK-norm, output projection and MLP;
+all attend to all. Sublayers are sandwiched between two parameter-free norms:
+x + tanh(gate) * norm(sublayer(norm(x) * (1 + scale))). There is no shift.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from flax import linen as nn
+import flax.struct
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Float
+
+from mirage_jax import config
+from mirage_jax import rope
+from mirage_jax import sharding
+from mirage_jax import tokens
+from mirage_jax.linear import Linear
+from mirage_jax.ops.attention import attention
+
+EPS = 1e-6
+QK_EPS = 1e-5
+
+
+@flax.struct.dataclass
+class Context:
+  """What every block sees alike.
+
+  Attributes:
+    cond: Per stream, SiLU of the condition vectors [B G Wc], float32. G is 1,
+      or 2 in a video stream whose reference tokens have their own.
+    tables: Per rotated stream, `rope.rotary_tables` of its tokens.
+    mask: `tokens.key_mask` of the joint sequence, or None.
+    audio: Under cross fusion, normalised audio tokens [B N Wa], else None.
+    audio_mask: Their mask [B N], or None.
+  """
+
+  cond: Mapping[str, jax.Array]
+  tables: Mapping[str, tuple[jax.Array, jax.Array]]
+  mask: jax.Array | None = None
+  audio: jax.Array | None = None
+  audio_mask: jax.Array | None = None
+
+
+def rms_norm(x: Float[Array, '...'], eps: float) -> Float[Array, '...']:
+  """x over its root mean square along the last axis, in float32."""
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + eps)
+
+
+class HeadNorm(nn.Module):
+  """RMSNorm of every head with one learned weight; keeps the dtype."""
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'B T H D']) -> Float[Array, 'B T H D']:
+    ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ('kv',))
+    weight = self.param('scale', ones, x.shape[-1:], jnp.float32)
+    return (rms_norm(x, QK_EPS) * weight[None, None, None]).astype(x.dtype)
+
+
+class Modulation(nn.Module):
+  """Scales or gates per token from the condition vectors.
+
+  Zero at the start, so that a fresh block, or a fresh stream attached to a
+  trained model, is the identity (adaLN-Zero).
+  """
+
+  width: int
+  count: int
+
+  @nn.compact
+  def __call__(
+    self, cond: Float[Array, 'B G Wc'], lengths: Sequence[int]
+  ) -> list[Float[Array, 'B _ W']]:
+    shape = (cond.shape[-1], self.count * self.width)
+    linear = Linear(shape, ('embed', 'cond'), zero=True, name='linear')
+    parts = jnp.split(linear(cond), self.count, axis=-1)
+    if cond.shape[1] == 1:
+      return parts
+    # A select fuses into its use, and its gradient is a plain sum.
+    first = (jnp.arange(sum(lengths)) < lengths[0])[None, :, None]
+    return [jnp.where(first, part[:, :1], part[:, 1:]) for part in parts]
+
+
+class Stream(nn.Module):
+  """One modality's own parameters in a block.
+
+  Attributes:
+    cfg: The model.
+    stream: The stream's sizes.
+    lengths: Tokens of each condition vector's group.
+    updates: False for a stream that only offers keys and values.
+    skip: Leading tokens that only offer keys and values, too.
+  """
+
+  cfg: config.MirageConfig
+  stream: config.StreamConfig
+  lengths: Sequence[int]
+  updates: bool = True
+  skip: int = 0
+
+  def setup(self):
+    cfg, width = self.cfg, self.stream.width
+    heads, names = (cfg.num_heads, cfg.head_dim), ('heads', 'kv')
+    count = 3 if self.updates else 2
+    self.modulation = Modulation(width, 4 if self.updates else 1)
+    self.qkv = Linear(
+      (width, count, *heads),
+      ('embed', None, *names),
+      use_bias=False,
+      dtype=cfg.dtype,
+    )
+    self.k_norm = HeadNorm()
+    if self.updates:
+      self.q_norm = HeadNorm()
+      self.out = Linear(
+        (*heads, width), (*names, 'embed'), num_in=2, dtype=cfg.dtype
+      )
+      self.mlp = SwiGlu(width, self.stream.mlp_dim, cfg.dtype)
+
+  def attend(self, x: Float[Array, 'B T W'], context: Context, name: str):
+    """Returns (queries or None, keys, values) and the modulations."""
+    scales = self.modulation(context.cond[name], self.lengths)
+    y = (rms_norm(x, EPS) * (1 + scales[0])).astype(x.dtype)
+    parts = self.qkv(y)
+    k, v = self.k_norm(parts[:, :, -2]), parts[:, :, -1]
+    q = self.q_norm(parts[:, self.skip :, 0]) if self.updates else None
+    if name in context.tables:
+      tables = context.tables[name]
+      k = rope.apply_rotary(k, tables)
+      if q is not None:
+        q = rope.apply_rotary(q, tuple(t[:, self.skip :] for t in tables))
+    return (q, k, v), scales
+
+  def update(
+    self,
+    x: Float[Array, 'B T W'],
+    heads: Float[Array, 'B T H D'],
+    scales: Sequence[Array],
+    extra: Array | None = None,
+  ) -> Float[Array, 'B T W']:
+    """Adds the attention's and the MLP's output to the residual stream."""
+    if self.skip:
+      x = x[:, self.skip :]
+      scales = [s[:, self.skip :] if s.shape[1] > 1 else s for s in scales]
+    _, gate, mlp_scale, mlp_gate = scales
+    x = residual(x, self.out(heads), gate)
+    if extra is not None:
+      x = extra(x)
+    y = (rms_norm(x, EPS) * (1 + mlp_scale)).astype(x.dtype)
+    return residual(x, self.mlp(y), mlp_gate)
+
+
+def residual(x: Array, y: Array, gate: Array) -> Array:
+  """x + tanh(gate) * norm(y), computed in float32, in x's dtype."""
+  return x + (jnp.tanh(gate) * rms_norm(y, EPS)).astype(x.dtype)
+
+
+class SwiGlu(nn.Module):
+  """Bias-free gated MLP: down(silu(a) * b), with a and b from one kernel."""
+
+  width: int
+  hidden: int
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'B T W']) -> Float[Array, 'B T W']:
+    up = Linear(
+      (self.width, 2, self.hidden),
+      ('embed', None, 'mlp'),
+      use_bias=False,
+      dtype=self.dtype,
+      name='up',
+    )(x)
+    hidden = nn.silu(up[:, :, 0]) * up[:, :, 1]
+    hidden = sharding.constrain(self, hidden, ('batch', None, 'mlp'))
+    return Linear(
+      (self.hidden, self.width),
+      ('mlp', 'embed'),
+      use_bias=False,
+      dtype=self.dtype,
+      name='down',
+    )(hidden)
+
+
+class CrossAttention(nn.Module):
+  """From video to audio tokens, on the same rotary clock (the ablation)."""
+
+  cfg: config.MirageConfig
+  lengths: Sequence[int]
+  skip: int = 0
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B T W'], context: Context
+  ) -> Float[Array, 'B T W']:
+    cfg, width, wide = self.cfg, x.shape[-1], self.cfg.audio.width
+    heads, names = (cfg.num_heads, cfg.head_dim), ('heads', 'kv')
+    scale, gate = Modulation(width, 2, name='modulation')(
+      context.cond['video'], self.lengths
+    )
+    if self.skip and scale.shape[1] > 1:
+      scale, gate = scale[:, self.skip :], gate[:, self.skip :]
+    y = (rms_norm(x, EPS) * (1 + scale)).astype(x.dtype)
+    options = dict(use_bias=False, dtype=cfg.dtype)
+    q = Linear((width, *heads), ('embed', *names), name='q', **options)(y)
+    kv = Linear(
+      (wide, 2, *heads), ('embed', None, *names), name='kv', **options
+    )(context.audio)
+    q, k = HeadNorm(name='q_norm')(q), HeadNorm(name='k_norm')(kv[:, :, 0])
+    if 'video' in context.tables:
+      tables = tuple(t[:, self.skip :] for t in context.tables['video'])
+      q = rope.apply_rotary(q, tables)
+    if 'audio' in context.tables:
+      k = rope.apply_rotary(k, context.tables['audio'])
+    mask = context.audio_mask
+    y = attention(q, k, kv[:, :, 1], mask, implementation=cfg.attention)
+    y = Linear(
+      (*heads, width), (*names, 'embed'), 2, dtype=cfg.dtype, name='out'
+    )(y)
+    if mask is not None:
+      # Without audio not even the bias counts, as if there were no layer.
+      gate = gate * jnp.any(mask, axis=1)[:, None, None]
+    return residual(x, y, gate)
+
+
+class Block(nn.Module):
+  """All streams through one joint attention and their own MLPs.
+
+  Attributes:
+    cfg: The model.
+    lengths: Tokens of the video stream: (video,) or (reference, video).
+    last: Update only the video tokens: the other streams, and the reference
+      tokens, need no queries, output projection or MLP any more.
+  """
+
+  cfg: config.MirageConfig
+  lengths: Sequence[int]
+  last: bool = False
+
+  @nn.compact
+  def __call__(
+    self, streams: Mapping[str, Float[Array, 'B _ _']], context: Context
+  ) -> tuple[dict[str, Float[Array, 'B _ _']], None]:
+    cfg = self.cfg
+    skip = self.lengths[0] if self.last and len(self.lengths) == 2 else 0
+    modules, qkv, scales = {}, {}, {}
+    for name in tokens.STREAMS:  # not the dict's order: tracing sorts its keys
+      if name not in streams:
+        continue
+      x, video = streams[name], name == 'video'
+      modules[name] = Stream(
+        cfg,
+        getattr(cfg, name),
+        self.lengths if video else (x.shape[1],),
+        updates=video or not self.last,
+        skip=skip if video else 0,
+        name=name,
+      )
+      qkv[name], scales[name] = modules[name].attend(x, context, name)
+    queries = {n: q for n, (q, _, _) in qkv.items() if q is not None}
+    heads = attention(
+      tokens.join(list(queries.values())),
+      tokens.join([k for _, k, _ in qkv.values()]),
+      tokens.join([v for _, _, v in qkv.values()]),
+      context.mask,
+      implementation=cfg.attention,
+    )
+    parts = tokens.split(heads, [q.shape[1] for q in queries.values()])
+    result = {}
+    for name, part in zip(queries, parts, strict=True):
+      extra = None
+      if name == 'video' and context.audio is not None:
+        cross = CrossAttention(cfg, self.lengths, skip, name='cross')
+        extra = lambda x, cross=cross: cross(x, context)
+      y = modules[name].update(streams[name], part, scales[name], extra)
+      axes = ('batch', 'seq' if name == 'video' else None, None)
+      result[name] = sharding.constrain(self, y, axes)
+    return result, None

@@ -1,0 +1,194 @@
+"""Grain pipelines over the shards that `launch.prepare` writes."""
+
+import dataclasses
+import glob
+import os
+
+import grain
+import jax
+import numpy as np
+
+from mirage_jax import augment
+from mirage_jax import records
+from mirage_jax import text
+from mirage_jax.rope import CHUNK_FRAMES, CHUNK_LATENTS
+
+FPS = 25
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig:
+  """Windows of raw frames for the VAE.
+
+  Attributes:
+    train: Folder of `clips` shards.
+    eval: Folder of held-out `clips` shards.
+    num_frames: Frames in a window.
+    size: Rows and columns of a window; a random crop where frames are larger.
+  """
+
+  train: str
+  eval: str
+  num_frames: int
+  size: int
+
+
+def open_shards(folder: str) -> grain.MapDataset:
+  """Unpacked records of all shards in a folder, in order.
+
+  Raises:
+    FileNotFoundError: the folder holds no shard.
+  """
+  paths = sorted(glob.glob(os.path.join(folder, '*.array_record')))
+  if not paths:
+    raise FileNotFoundError(
+      f'no *.array_record in {folder!r}: make them with `python -m '
+      'launch.prepare`, or point config.data at them'
+    )
+  source = grain.sources.ArrayRecordDataSource(paths)
+  return grain.MapDataset.source(source).map(records.unpack)
+
+
+def batches(
+  ds: grain.MapDataset, batch_size: int, seed: int, transform
+) -> grain.IterDataset:
+  """Shuffled, endless batches of `transform(record, rng)`: this process's rows.
+
+  `batch_size` counts the rows of all processes.
+  """
+  count = jax.process_count()
+  # Finite, since a slice of an endless dataset has no length.
+  ds = ds.seed(seed).shuffle().repeat(1_000_000)
+  ds = ds.random_map(transform)[jax.process_index() :: count]
+  return ds.batch(batch_size // count).to_iter_dataset(
+    grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+  )
+
+
+def clip_window(record, rng: np.random.Generator, *, cfg: ClipConfig):
+  """A random window of one clip: {'frames': uint8 [N S S 3]}."""
+  frames = record['frames']
+  extent = (cfg.num_frames, cfg.size, cfg.size)
+  room = np.subtract(frames.shape[:3], extent)
+  if room.min() < 0:
+    raise ValueError(
+      f'clip {record["id"]} has {frames.shape[:3]} frames, rows and columns, '
+      f'a window {extent}: lower data.num_frames or data.size'
+    )
+  starts = [int(rng.integers(0, r + 1)) for r in room]
+  window = tuple(slice(a, a + n) for a, n in zip(starts, extent, strict=True))
+  return {'frames': frames[window]}
+
+
+def clips(cfg: ClipConfig, batch_size: int, seed: int, folder: str):
+  """Batches {'frames': uint8 [B N S S 3]} of random windows."""
+
+  def transform(record, rng):
+    return clip_window(record, rng, cfg=cfg)
+
+  return batches(open_shards(folder), batch_size, seed, transform)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentConfig:
+  """Windows of latents with their conditions, for the transformer.
+
+  Attributes:
+    train: Folder of `latents` shards.
+    eval: Folder of held-out `latents` shards.
+    num_chunks: 25-frame chunks in a window.
+    text_length: Bytes of a caption that count.
+    past: Latents before the window given as clean reference tokens, so that
+      long videos can go on from them; 0 for none.
+    drop_past: Share of the windows with a past that go without.
+    augment: Change voices, levels and noise of the audio.
+  """
+
+  train: str
+  eval: str
+  num_chunks: int = 2
+  text_length: int = 40
+  past: int = 2
+  drop_past: float = 0.3
+  augment: bool = True
+
+
+def latent_window(record, rng: np.random.Generator, *, cfg: LatentConfig):
+  """One training sample: a window of whole chunks and what conditions it.
+
+  Returns:
+    video [F Y X C]; reference [1 + past, Y X C] with reference_time and
+    reference_mask: first an image of the same clip from outside the window,
+    then the latents that lead up to it; audio [N Ca]; text and text_mask [L].
+  """
+  latents, first_frame = _pick_offset(record, rng, cfg.num_chunks)
+  room = len(latents) // CHUNK_LATENTS - cfg.num_chunks
+  chunk = int(rng.integers(0, room + 1))
+  begin = chunk * CHUNK_LATENTS
+  video = latents[begin : begin + cfg.num_chunks * CHUNK_LATENTS]
+  start = first_frame + chunk * CHUNK_FRAMES
+  num_frames = cfg.num_chunks * CHUNK_FRAMES
+  image, seconds = _outside(record, rng, start, num_frames)
+  past = np.zeros((cfg.past, *video.shape[1:]), video.dtype)
+  has_past = bool(cfg.past and chunk and rng.random() >= cfg.drop_past)
+  if has_past:
+    past[:] = latents[begin - cfg.past : begin]
+  variants = record['audio'] if cfg.augment else record['audio'][:1]
+  audio = variants[rng.integers(len(variants))][start : start + num_frames]
+  audio = audio.astype(np.float32)
+  if cfg.augment:
+    audio = augment.augment_features(audio, rng)
+  ids, text_mask = text.byte_ids(str(record['caption']), cfg.text_length)
+  return dict(
+    video=video.astype(np.float32),
+    reference=np.concatenate([image[None], past]).astype(np.float32),
+    reference_time=reference_times(seconds, cfg.past),
+    reference_mask=np.array([True] + [has_past] * cfg.past),
+    audio=audio,
+    text=ids,
+    text_mask=text_mask,
+  )
+
+
+def reference_times(seconds: float, past: int) -> np.ndarray:
+  """Latent times of an image `seconds` off the window's start and of a past."""
+  image = seconds * CHUNK_LATENTS
+  return np.array([image, *range(-past, 0)], np.float32)
+
+
+def _pick_offset(record, rng, num_chunks):
+  """The latents of one alignment of the chunks, and its first frame."""
+  offsets = [
+    int(o)
+    for o in record['offsets']
+    if len(record[f'latents_{o}']) >= num_chunks * CHUNK_LATENTS
+  ]
+  if not offsets:
+    raise ValueError(
+      f'clip {record["id"]} is shorter than data.num_chunks={num_chunks}: '
+      'prepare longer clips, or lower it'
+    )
+  offset = offsets[rng.integers(len(offsets))]
+  return record[f'latents_{offset}'], offset
+
+
+def _outside(record, rng, start, num_frames):
+  """A single-frame latent from outside the window; its place in seconds."""
+  frames = record['reference_frame']
+  allowed = np.flatnonzero((frames < start) | (frames >= start + num_frames))
+  if not len(allowed):
+    raise ValueError(
+      f'clip {record["id"]} has no frame outside a window of {num_frames}: '
+      'lower data.num_chunks or prepare longer clips'
+    )
+  pick = allowed[rng.integers(len(allowed))]
+  return record['reference'][pick], (int(frames[pick]) - start) / FPS
+
+
+def latents(cfg: LatentConfig, batch_size: int, seed: int, folder: str):
+  """Batches of `latent_window`."""
+
+  def transform(record, rng):
+    return latent_window(record, rng, cfg=cfg)
+
+  return batches(open_shards(folder), batch_size, seed, transform)

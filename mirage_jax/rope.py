@@ -1,0 +1,122 @@
+"""Learned 3-D rotary positions on one clock for all streams.
+
+A stream has one parameter of frequencies, (3, heads, D/2), shared by all
+blocks: the angle of a pair is the sum over (time, row, column) of position
+times frequency (Mochi 1, after RoPE-ViT, Heo et al. 2024). A pair is (d,
+d + D/2), not Mochi's (2d, 2d + 1): the same function after a permutation of the
+query and key channels, and contiguous in memory.
+
+Time is in latents, and a chunk of 25 frames has 5 latents: the first holds one
+frame, the others six.
+"""
+
+from collections.abc import Sequence
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+CHUNK_FRAMES = 25
+CHUNK_LATENTS = 5
+
+# Fastest and slowest turn, in radians per latent (time) or per unit (space).
+# 2 pi per latent is one radian per video frame, enough to tell the frames
+# inside a latent apart. The slowest spans some ten seconds.
+TIME_RANGE = (2 * np.pi, 2 * np.pi / 100)
+SPACE_RANGE = (1.0, 0.1)  # RoPE-ViT's, for neighbours one unit apart
+
+
+def frame_time(frames: np.ndarray) -> np.ndarray:
+  """Latent time of video frames: where in the chunk's latents a frame lies.
+
+  Frame r of a chunk lies in latent 0 if r = 0, else in latent 1 + (r - 1) // 6,
+  whose middle frame gets the latent's own integer time.
+
+  Args:
+    frames: Frame numbers, any shape; may be negative.
+
+  Returns:
+    float32 times of the same shape, in latents.
+  """
+  chunk, r = np.divmod(np.asarray(frames), CHUNK_FRAMES)
+  inside = np.where(r == 0, 0.0, (r + 2.5) / 6)
+  return (CHUNK_LATENTS * chunk + inside).astype(np.float32)
+
+
+def grid_positions(
+  time: Float[Array, 'B F'], rows: int, columns: int, area: float
+) -> Float[Array, 'B T 3']:
+  """Positions of the tokens of F latent frames of rows x columns patches.
+
+  Space is centred at 0 and scaled so that rows * columns becomes `area`, as in
+  Mochi: a model sees the same extent at any resolution.
+  """
+  scale = (area / (rows * columns)) ** 0.5
+  y = (jnp.arange(rows, dtype=jnp.float32) - (rows - 1) / 2) * scale
+  x = (jnp.arange(columns, dtype=jnp.float32) - (columns - 1) / 2) * scale
+  batch, num_frames = time.shape
+  shape = (batch, num_frames, rows, columns)
+  axes = (
+    time[:, :, None, None],
+    y[None, None, :, None],
+    x[None, None, None, :],
+  )
+  grid = jnp.stack([jnp.broadcast_to(axis, shape) for axis in axes], -1)
+  return grid.reshape(batch, -1, 3)
+
+
+def line_positions(time: Float[Array, 'B T']) -> Float[Array, 'B T 3']:
+  """Positions of tokens that have a time and no place (row = column = 0)."""
+  return jnp.stack([time, jnp.zeros_like(time), jnp.zeros_like(time)], -1)
+
+
+def init_frequencies(
+  key: jax.Array, shape: Sequence[int], *, space: bool
+) -> Float[Array, '3 H P']:
+  """Frequencies to train from scratch; Mochi's own init is unpublished.
+
+  The first third of the pairs turn with time alone, log-spaced, and are the
+  same in every stream, so that video and audio tokens agree on time at once.
+  The others turn in the image plane, log-spaced, each head along its own random
+  pair of axes (RoPE-ViT's mixed init), or not at all without `space`.
+  """
+  _, heads, pairs = shape
+  num_time = -(-pairs // 3)
+  time = np.geomspace(*TIME_RANGE, num_time)
+  frequencies = jnp.zeros(tuple(shape), jnp.float32)
+  frequencies = frequencies.at[0, :, :num_time].set(time[None, :])
+  if not space:
+    return frequencies
+  num_space = pairs - num_time
+  size = np.geomspace(*SPACE_RANGE, -(-num_space // 2))
+  size = np.repeat(size, 2)[None, :num_space]
+  # Pairs alternate between a head's first axis and the one at right angles.
+  turn = np.arange(num_space)[None, :] % 2 * (np.pi / 2)
+  angle = jax.random.uniform(key, (heads, 1), maxval=2 * np.pi) + turn
+  frequencies = frequencies.at[1, :, num_time:].set(size * jnp.sin(angle))
+  return frequencies.at[2, :, num_time:].set(size * jnp.cos(angle))
+
+
+def rotary_tables(
+  frequencies: Float[Array, '3 H P'], positions: Float[Array, 'B T 3']
+) -> tuple[Float[Array, 'B T H P'], Float[Array, 'B T H P']]:
+  """Cosines and sines of every token's angles, float32."""
+  angles = jnp.einsum(
+    'BTA,AHP->BTHP',
+    positions,
+    frequencies,
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rotary(
+  x: Float[Array, 'B T H D'],
+  tables: tuple[Float[Array, '_ T H P'], Float[Array, '_ T H P']],
+) -> Float[Array, 'B T H D']:
+  """Turns the pairs (d, d + D/2) of queries or keys; keeps the dtype."""
+  cos, sin = tables
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  turned = [first * cos - second * sin, second * cos + first * sin]
+  return jnp.concatenate(turned, axis=-1).astype(x.dtype)

@@ -1,0 +1,92 @@
+"""The state of a training run and one optimizer update of it."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW with linear warm-up, cosine decay, clipping and an average.
+
+  Attributes:
+    learning_rate: The peak.
+    warmup_steps: Steps of linear rise from zero.
+    final_fraction: What is left of the peak at the last step.
+    b1: Decay of the first moment.
+    b2: Decay of the second moment.
+    weight_decay: Applied to arrays of two and more dimensions.
+    clip_norm: Largest global norm of a gradient.
+    ema_decay: Of the averaged parameters; ramps up as (1 + t) / (10 + t).
+  """
+
+  learning_rate: float
+  warmup_steps: int = 100
+  final_fraction: float = 0.01
+  b1: float = 0.9
+  b2: float = 0.99
+  weight_decay: float = 0.01
+  clip_norm: float = 1.0
+  ema_decay: float = 0.999
+
+
+@flax.struct.dataclass
+class TrainState:
+  """What a checkpoint holds beside the place in the data."""
+
+  step: jax.Array  # []
+  params: Any
+  opt_state: Any
+  ema: Any
+
+
+def optimizer(
+  cfg: OptimizerConfig, num_steps: int
+) -> optax.GradientTransformation:
+  """AdamW over `num_steps`; norms, biases and gains are not decayed."""
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0,
+    cfg.learning_rate,
+    cfg.warmup_steps,
+    max(num_steps, cfg.warmup_steps + 1),
+    cfg.learning_rate * cfg.final_fraction,
+  )
+  return optax.chain(
+    optax.clip_by_global_norm(cfg.clip_norm),
+    optax.adamw(
+      schedule,
+      b1=cfg.b1,
+      b2=cfg.b2,
+      weight_decay=cfg.weight_decay,
+      mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
+    ),
+  )
+
+
+def new_state(params: Any, tx: optax.GradientTransformation) -> TrainState:
+  """Step 0: moments at zero and the average at the parameters."""
+  # A copy: a donated state must not hold one buffer twice.
+  ema = jax.tree.map(jnp.copy, params)
+  return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema)
+
+
+def update(
+  state: TrainState,
+  loss_fn: Callable[[Any], tuple[jax.Array, dict[str, jax.Array]]],
+  tx: optax.GradientTransformation,
+  ema_decay: float,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One step down the gradient of `loss_fn(params) -> (loss, metrics)`."""
+  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+  (loss, metrics), grads = grad_fn(state.params)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+  ema = optax.incremental_update(params, state.ema, 1 - decay)
+  metrics = {'loss': loss, 'grad_norm': optax.tree.norm(grads), **metrics}
+  return TrainState(state.step + 1, params, opt_state, ema), metrics

@@ -1,0 +1,120 @@
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+from mirage_jax import config
+from mirage_jax import flow
+
+KEY = jax.random.key(0)
+
+
+def test_linear_quadratic_has_mochis_steps():
+  sigmas = flow.linear_quadratic(64, 0.025)
+  steps = -np.diff(sigmas)
+  assert sigmas[0] == 1 and abs(sigmas[-1]) < 1e-6
+  np.testing.assert_allclose(sigmas[32], 0.975, rtol=1e-6)
+  np.testing.assert_allclose(steps[:32], 0.025 / 32, rtol=1e-3)
+  np.testing.assert_allclose(steps[-1], 0.059, atol=5e-4)
+  # Quadratic: the second difference is constant, and the slope continuous.
+  bend = np.diff(steps[32:])
+  np.testing.assert_allclose(bend, bend[0], rtol=1e-2)
+  np.testing.assert_allclose(steps[32] - bend[0] / 2, 0.025 / 32, rtol=1e-2)
+
+
+def test_linear_quadratic_of_four_steps_by_hand():
+  got = flow.linear_quadratic(4, 0.1)
+  np.testing.assert_allclose(got, [1, 0.95, 0.9, 0.65, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize('jitter', [True, False])
+def test_half_the_levels_are_nearly_noise(jitter):
+  cfg = config.FlowConfig(jitter=jitter)
+  sigma = flow.sample_sigma(KEY, (4000,), cfg)
+  assert abs(np.mean(sigma > 0.975) - 0.5) < 0.03
+  distinct = len(np.unique(sigma))
+  assert distinct > 3000 if jitter else distinct == 64
+  assert 0 < sigma.min() and sigma.max() <= 1
+
+
+@pytest.mark.parametrize(
+  'schedule, mean, std',
+  [('uniform', 0.5, 12**-0.5), ('logit_normal', 0.5, 0.208)],
+)
+def test_other_schedules_have_their_moments(schedule, mean, std):
+  cfg = config.FlowConfig(schedule=schedule)
+  sigma = flow.sample_sigma(KEY, (4000,), cfg)
+  np.testing.assert_allclose([sigma.mean(), sigma.std()], [mean, std], atol=0.02)
+
+
+def test_velocity_leads_from_noise_to_data():
+  data, noise = jax.random.normal(KEY, (2, 3, 4))
+  sigma = jnp.array([0.2, 0.5, 1.0])
+  x = flow.interpolate(data, noise, sigma)
+  np.testing.assert_allclose(x[2], noise[2])
+  v = flow.velocity(data, noise)
+  np.testing.assert_allclose(x + v * sigma[:, None], data, atol=1e-6)
+
+
+def make_cond(batch):
+  return {
+    'audio': jnp.zeros((batch, 3, 1)),
+    'text': jnp.zeros((batch, 2, 1)),
+    'text_mask': jnp.tile(jnp.array([[True, False]]), (batch, 1)),
+  }
+
+
+def test_conditions_drop_alone_and_together():
+  cfg = config.FlowConfig(drop_audio=0.3, drop_text=0.2, drop_all=0.1)
+  got = flow.drop_conditions(KEY, make_cond(4000), cfg)
+  assert set(got) == {'audio', 'text', 'text_mask', 'audio_mask'}
+  audio, text = got['audio_mask'], got['text_mask']
+  np.testing.assert_array_equal(audio.all(1), audio.any(1))  # whole samples
+  assert not text[:, 1].any()  # what was masked stays so
+  lost_audio, lost_text = ~audio[:, 0], ~text[:, 0]
+  assert abs(lost_audio.mean() - (1 - 0.7 * 0.9)) < 0.03
+  assert abs(lost_text.mean() - (1 - 0.8 * 0.9)) < 0.03
+  both = 1 - (1 - 0.3 * 0.2) * 0.9
+  assert abs((lost_audio & lost_text).mean() - both) < 0.03
+
+
+def test_nothing_drops_at_rate_zero_and_all_at_one():
+  none = dict(drop_audio=0.0, drop_text=0.0, drop_reference=0.0)
+  cond = make_cond(50)
+  kept = flow.drop_conditions(
+    KEY, cond, config.FlowConfig(drop_all=0.0, **none)
+  )
+  np.testing.assert_array_equal(kept['text_mask'], cond['text_mask'])
+  assert kept['audio_mask'].all()
+  lost = flow.drop_conditions(
+    KEY, cond, config.FlowConfig(drop_all=1.0, **none)
+  )
+  assert not lost['text_mask'].any() and not lost['audio_mask'].any()
+  assert flow.drop_conditions(KEY, {}, config.FlowConfig()) == {}
+
+
+def test_the_true_velocity_has_no_loss_and_others_have():
+  video = jnp.full((4, 2, 2, 2, 3), 0.7)
+  seen = {}
+
+  def truth(x, sigma, cond):
+    seen.update(cond=cond, sigma=sigma)
+    return (video - x) / sigma[:, None, None, None, None]
+
+  cfg = config.FlowConfig(schedule='uniform')
+  loss, per_sample = flow.loss(truth, video, make_cond(4), KEY, cfg)
+  assert loss < 1e-6 and per_sample['loss'].shape == (4,)
+  np.testing.assert_array_equal(per_sample['sigma'], seen['sigma'])
+  assert 'audio_mask' in seen['cond']
+  off = lambda *args: truth(*args) + 0.5
+  loss, _ = flow.loss(off, video, make_cond(4), KEY, cfg)
+  np.testing.assert_allclose(loss, 0.25, rtol=1e-3)
+
+
+def test_the_loss_is_float32_for_a_bfloat16_network():
+  def apply(x, sigma, cond):
+    return jnp.zeros_like(x, jnp.bfloat16)
+
+  video = jnp.zeros((2, 1, 2, 2, 3), jnp.float16)
+  loss, _ = flow.loss(apply, video, {}, KEY, config.FlowConfig())
+  assert loss.dtype == jnp.float32 and 0.3 < loss < 3
