@@ -16,11 +16,15 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-import mirage_jax
 from launch import atomic
 from launch.errors import UserError
+import mirage_jax
+from mirage_jax import config as config_lib
+from mirage_jax.vae import VaeConfig
 
 DEFAULT = pathlib.Path(mirage_jax.__file__).parent / 'assets/grid.safetensors'
+# What sampling needs to know of a transformer's training data.
+WINDOW = ('num_chunks', 'text_length', 'past')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +33,9 @@ class Bundle:
 
   Attributes:
     config: Plain dict with `vae` (VaeConfig's fields) and, with a DiT, `dit`
-      (MirageConfig's fields), and `data` (what the model was trained on: rows
-      and columns of a frame, frames of a window, repeats of the reference).
+      (MirageConfig's fields), and `data` (what the model was trained on: `size`,
+      rows and columns of a frame, and, with a DiT, `num_chunks`, `text_length`
+      and `past` of data.LatentConfig).
     vae: Parameters of the VAE, float32.
     stats: 'mean' and 'std' [C] of its latents.
     dit: Parameters of the transformer, float32, or None.
@@ -42,26 +47,62 @@ class Bundle:
   dit: Any = None
 
 
+def join(vae: Bundle, config: Mapping[str, Any], params: Any) -> Bundle:
+  """A transformer's parameters with the VAE that made its latents.
+
+  Args:
+    vae: a bundle; a transformer in it is left out.
+    config: of the transformer's run, see `configs/mirage/grid.py`.
+    params: the transformer's.
+
+  Raises:
+    UserError: the VAE makes latents of another shape.
+  """
+  cfg = config_lib.build(VaeConfig, vae.config['vae'])
+  grid = vae.config['data']['size'] // cfg.space_factor
+  model = config_lib.build(config_lib.MirageConfig, config['model'])
+  has = (grid, grid, cfg.latent_channels)
+  needs = (*config['latent_size'], model.latent_channels)
+  if has != needs:
+    raise UserError(
+      f'the VAE makes latents of {has} rows, columns and channels, the '
+      f'transformer was trained on {needs}: give the VAE it was trained with'
+    )
+  about = {
+    'vae': vae.config['vae'],
+    'dit': config['model'],
+    'data': {
+      'size': vae.config['data']['size'],
+      **{name: config['data'][name] for name in WINDOW},
+    },
+  }
+  return Bundle(about, vae.vae, vae.stats, params)
+
+
 def save(path: str | os.PathLike, bundle: Bundle) -> None:
   """Writes a bundle under a temporary name, then renames it.
 
   Raises:
-    UserError: the disk is full, or the folder cannot be written.
+    UserError: a weight is not finite in float16, the disk is full, or the
+      folder cannot be written.
   """
   tree = {'vae': bundle.vae, 'stats': dict(bundle.stats)}
   if bundle.dit is not None:
     tree['dit'] = bundle.dit
-  flat = flax.traverse_util.flatten_dict(tree, sep='/')
-  flat = {
-    k: np.ascontiguousarray(
-      v, np.float32 if k.startswith('stats/') else np.float16
-    )
-    for k, v in flat.items()
-  }
+  flat = {}
+  for name, value in flax.traverse_util.flatten_dict(tree, sep='/').items():
+    dtype = np.float32 if name.startswith('stats/') else np.float16
+    with np.errstate(over='ignore'):
+      flat[name] = np.asarray(value, dtype, order='C')
+    if not np.isfinite(flat[name]).all():
+      raise UserError(
+        f'{path}: {name} does not fit {dtype.__name__} (largest '
+        f'{np.abs(value).max()}): export an earlier --step'
+      )
   metadata = {'config': json.dumps(bundle.config)}
   data = safetensors.numpy.save(flat, metadata=metadata)
   with atomic.replacing(path) as temporary:
-    pathlib.Path(temporary).write_bytes(data)
+    temporary.write_bytes(data)
 
 
 def load(path: str | os.PathLike = DEFAULT) -> Bundle:
@@ -70,23 +111,36 @@ def load(path: str | os.PathLike = DEFAULT) -> Bundle:
   Raises:
     UserError: it is missing, cut short, or no bundle of this project.
   """
+  if not os.path.exists(path):
+    raise UserError(
+      f'{path}: no such checkpoint; give a bundle that launch.export wrote, or '
+      'none for the shipped one'
+    )
   try:
     with safetensors.safe_open(path, framework='numpy') as f:
-      config = json.loads(f.metadata()['config'])
+      metadata = f.metadata() or {}
+      config = json.loads(metadata['config'])
       flat = {k: f.get_tensor(k).astype(np.float32) for k in f.keys()}
     tree = flax.traverse_util.unflatten_dict(flat, sep='/')
+    _check(config, 'dit' in tree)
     return Bundle(config, tree['vae'], tree['stats'], tree.get('dit'))
-  except FileNotFoundError as error:
-    raise UserError(
-      f'{path}: no such checkpoint; leave --checkpoint out for the shipped one'
-    ) from error
   except (safetensors.SafetensorError, OSError) as error:
     raise UserError(
-      f'{path} is cut short or is no safetensors file ({error}); copy or '
+      f'{path}: is cut short or is no safetensors file ({error}); copy or '
       'export it again'
     ) from error
   except (KeyError, TypeError, ValueError) as error:
     raise UserError(
-      f'{path} is a safetensors file, but no bundle of `launch.export`: it '
-      f'lacks {error}'
+      f'{path}: is a safetensors file, but no bundle of launch.export (it '
+      f'lacks {error}); export it again'
     ) from error
+
+
+def _check(config, has_dit):
+  """Raises KeyError for a part of the config that is not there."""
+  parts = ('vae', 'data', 'dit') if has_dit else ('vae', 'data')
+  lacking = [name for name in parts if name not in config]
+  facts = ('size', *WINDOW) if has_dit else ('size',)
+  lacking = lacking or [name for name in facts if name not in config['data']]
+  if lacking:
+    raise KeyError(lacking[0])

@@ -33,17 +33,22 @@ class Look(NamedTuple):
 def look(
   frames: UInt8[np.ndarray, 'N H W 3'],
   mesh: faces.FaceMesh,
-  rois: Sequence[faces.Roi],
+  rois: Sequence[faces.Roi] | None = None,
 ) -> Look:
   """Finds landmarks and curves once.
 
-  Frames in which no face is found are judged all the same, at `rois`: leaving
-  a clip out because its face is unrecognisable would flatter the model.
+  A clip in which no face is found is judged all the same, at `rois`: leaving it
+  out because its face is unrecognisable would flatter the model.
+
+  Raises:
+    NoFaceError: no face is found and `rois` is None.
   """
   found = True
   try:
     rois = mesh.clip_rois(frames)
   except faces.NoFaceError:
+    if rois is None:
+      raise
     found = False
   landmarks = mesh.landmarks_clip(frames, rois)
   return Look(

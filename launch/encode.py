@@ -1,6 +1,6 @@
 """Shards of clips -> shards of what the transformer trains on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import hashlib
 import itertools
@@ -172,5 +172,5 @@ def _group_outcomes(group, encoder, settings):
     yield shards.Outcome(str(clip['id']), record)
 
 
-def _half(values: Mapping) -> Float[np.ndarray, '...']:
+def _half(values):
   return np.asarray(values, np.float16)

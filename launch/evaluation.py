@@ -102,6 +102,10 @@ def list_clips(
 def load_clip(path: pathlib.Path, size: int, mesh: faces.FaceMesh) -> Clip:
   """Reads, crops the face and resizes; raises MediaError or NoFaceError."""
   frames = media.read_video(path, fps=FPS).frames
+  if len(frames) < CHUNK:
+    raise media.MediaError(
+      f'{path}: {len(frames)} frames; give {CHUNK} or more'
+    )
   box = faces.face_crop_box(frames, mesh)
   wave = fit(media.read_audio(path, rate=RATE), len(frames) * RATE // FPS)
   return Clip(faces.crop_resize(frames, box, size), wave)

@@ -107,11 +107,10 @@ def draw_frames(axis, frames, seconds, count, fps, label) -> None:
 def draw_wave(axis, wave, rate) -> None:
   """The outline between each column's lowest and highest sample."""
   peak = max(float(np.abs(wave).max(initial=0)), 1e-4)
-  if len(wave):
-    columns = min(OUTLINE, len(wave))
-    edges = np.linspace(0, len(wave), columns, endpoint=False).astype(int)
-    low, high = (f.reduceat(wave, edges) for f in (np.minimum, np.maximum))
-    axis.fill_between(edges / rate, low, high, color=TRUE, linewidth=0)
+  columns = min(OUTLINE, len(wave))
+  edges = np.linspace(0, len(wave), columns, endpoint=False).astype(int)
+  low, high = (f.reduceat(wave, edges) for f in (np.minimum, np.maximum))
+  axis.fill_between(edges / rate, low, high, color=TRUE, linewidth=0)
   axis.set(ylim=(-1.05 * peak, 1.05 * peak), yticks=[])
   axis.set_ylabel('sound')
   axis.tick_params(bottom=False)

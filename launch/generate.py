@@ -6,6 +6,7 @@ clean reference tokens, and goes on from them.
 """
 
 from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 import functools
 
@@ -16,12 +17,14 @@ import numpy as np
 
 from launch.bundle import Bundle
 from launch.errors import UserError
-from mirage_jax import config as config_lib
-from mirage_jax import data
-from mirage_jax import flow
-from mirage_jax import latents as latents_lib
-from mirage_jax import sampler
-from mirage_jax import text as text_lib
+from mirage_jax import (
+  config as config_lib,
+  data,
+  flow,
+  latents as latents_lib,
+  sampler,
+  text as text_lib,
+)
 from mirage_jax.audio import RATE, LogMel
 from mirage_jax.dit import Mirage
 from mirage_jax.vae import CHUNK, Vae, VaeConfig
@@ -29,6 +32,8 @@ from mirage_jax.vae import CHUNK, Vae, VaeConfig
 # A still image stands one second before the window: in training it is a frame
 # from outside of it, most often about as far away.
 IMAGE_SECONDS = -1.0
+
+Stage = Callable[[str], contextlib.AbstractContextManager]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +47,19 @@ class Settings:
   """
 
   steps: int = 32
-  guidance: sampler.Guidance = sampler.Guidance()
+  guidance: sampler.Guidance = dataclasses.field(
+    default_factory=sampler.Guidance
+  )
   seed: int = 0
 
   def __post_init__(self):
     if self.steps < 2:
       raise UserError(f'--steps={self.steps}: at least 2 are needed')
+
+
+def num_frames(num_samples: int) -> int:
+  """Video frames that so many samples at 16 kHz last, the last one begun."""
+  return -(-num_samples * data.FPS // RATE)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -60,18 +72,33 @@ def _step(model, guidance, params, cond, noise, x, sigma, next_sigma):
 class Generator:
   """A bundle ready to sample; what it compiles is kept for the next call.
 
+  Args:
+    bundle: the weights.
+    name: what messages call them, as a path.
+
   Raises:
-    UserError: the bundle has no transformer.
+    UserError: the bundle has no transformer, or not one for speech.
   """
 
-  def __init__(self, bundle: Bundle):
+  def __init__(self, bundle: Bundle, name: str = 'the checkpoint'):
     if bundle.dit is None:
-      raise UserError('the checkpoint has a VAE only: export it with a DiT')
+      raise UserError(
+        f'{name}: holds a VAE only; join it to a transformer with launch.export'
+      )
+    try:
+      vae = config_lib.build(VaeConfig, bundle.config['vae'])
+      model = config_lib.build(config_lib.MirageConfig, bundle.config['dit'])
+    except ValueError as error:
+      raise UserError(
+        f'{name}: its config is of another version ({error}); export it again'
+      ) from error
+    if model.audio is None or model.audio.in_dim != LogMel.dim:
+      raise UserError(
+        f'{name}: does not take {LogMel.dim} log-mel features of sound; give '
+        'a checkpoint that was trained on them'
+      )
     self._bundle = bundle
-    self._vae = Vae(config_lib.build(VaeConfig, bundle.config['vae']))
-    self._model = Mirage(
-      config_lib.build(config_lib.MirageConfig, bundle.config['dit'])
-    )
+    self._vae, self._model = Vae(vae), Mirage(model)
     self._features = LogMel()
 
   @property
@@ -84,9 +111,9 @@ class Generator:
     """Frames of one window."""
     return self._bundle.config['data']['num_chunks'] * CHUNK
 
-  def num_windows(self, num_frames: int) -> int:
-    """Windows it takes to make so many frames."""
-    return -(-num_frames // self.window_frames)
+  def num_windows(self, num_samples: int) -> int:
+    """Windows it takes for so many samples of sound."""
+    return -(-num_frames(num_samples) // self.window_frames)
 
   def __call__(
     self,
@@ -96,31 +123,47 @@ class Generator:
     settings: Settings = Settings(),
     progress: Callable[[], None] = lambda: None,
   ) -> UInt8[np.ndarray, 'N Hp Wp 3']:
-    """Frames at 25 per second, as long as the wave (16 kHz, mono).
+    """All of `windows` at once."""
+    parts = self.windows(wave, image, text, settings, progress)
+    return np.concatenate(list(parts))
+
+  def windows(
+    self,
+    wave: Float[np.ndarray, 'S'],
+    image: UInt8[np.ndarray, 'Hp Wp 3'] | None = None,
+    text: str = '',
+    settings: Settings = Settings(),
+    progress: Callable[[], None] = lambda: None,
+    stage: Stage = contextlib.nullcontext,
+  ) -> Iterator[UInt8[np.ndarray, 'N Hp Wp 3']]:
+    """Frames at 25 per second, as long as the wave, a window at a time.
+
+    The same arguments give the same bytes.
 
     Args:
-      wave: the sound; the last frame is the one in which it ends.
+      wave: the sound, 16 kHz mono; the last frame is the one in which it ends.
       image: the face to animate, of this bundle's size; None leaves the
         appearance to the text and the voice.
       text: a caption; '' for none.
       settings: how to sample.
       progress: called after every Euler step.
+      stage: entered with 'sample' and 'decode' around each.
 
     Raises:
-      UserError: the wave is empty, or the image has another size.
+      UserError: the wave is empty, the image has another size, or the model
+        takes no text. At once, before the first window.
     """
-    num_frames = -(-len(wave) * data.FPS // RATE)
-    if not num_frames:
+    count = self.num_windows(len(wave))
+    if not count:
       raise UserError('the audio has no samples: nothing to speak')
-    windows = list(self._windows(wave, num_frames, image, text, settings, progress))
-    return self.decode(np.concatenate(windows))[:num_frames]
-
-  def decode(
-    self, latents: Float[np.ndarray, 'F Y X C']
-  ) -> UInt8[np.ndarray, 'N Hp Wp 3']:
-    """Frames of whole chunks of latents."""
-    b = self._bundle
-    return latents_lib.decode_video(self._vae, b.vae, b.stats, latents)
+    if image is not None and image.shape != (self.size, self.size, 3):
+      raise UserError(
+        f'the image is {image.shape[1]} x {image.shape[0]}, the model makes '
+        f'{self.size} x {self.size}: crop the face to that'
+      )
+    if text and not self._model.cfg.text_vocab:
+      raise UserError('--text: this checkpoint takes no text; leave it out')
+    return self._windows(wave, count, image, text, settings, progress, stage)
 
   def encode(
     self, frames: UInt8[np.ndarray, 'N Hp Wp 3']
@@ -129,29 +172,33 @@ class Generator:
     b = self._bundle
     return latents_lib.encode_video(self._vae, b.vae, b.stats, frames)
 
-  def _windows(
-    self, wave, num_frames, image, text, settings, progress
-  ) -> Iterator[np.ndarray]:
-    count = self.num_windows(num_frames)
-    tokens = self._features(wave, count * self.window_frames)
-    keys = jax.random.split(jax.random.key(settings.seed), count)
-    anchor, past = self._anchor(image), None
-    for key, audio in zip(keys, np.split(tokens, count), strict=True):
-      cond = self._cond(audio, text, anchor, past)
-      latents = self._sample(key, cond, settings, progress)
-      past = latents
-      if anchor is None:  # Whoever appeared stays for the rest.
-        anchor = self._anchor(self.decode(latents)[0])
-      yield latents
+  def decode(
+    self, latents: Float[np.ndarray, 'F Y X C']
+  ) -> UInt8[np.ndarray, 'N Hp Wp 3']:
+    """Frames of whole chunks of latents."""
+    b = self._bundle
+    return latents_lib.decode_video(self._vae, b.vae, b.stats, latents)
 
-  def _anchor(self, image):
-    if image is None:
-      return None
-    if image.shape != (self.size, self.size, 3):
-      raise UserError(
-        f'the image is {image.shape[1]} x {image.shape[0]}, the model makes '
-        f'{self.size} x {self.size}: crop the face to that'
-      )
+  def _windows(
+    self, wave, count, image, text, settings, progress, stage
+  ) -> Iterator[np.ndarray]:
+    left = num_frames(len(wave))
+    tokens = self._features(wave, count * self.window_frames)
+    root, anchor, past = jax.random.key(settings.seed), None, None
+    for index, audio in enumerate(np.split(tokens, count)):
+      with stage('sample'):
+        if image is not None and anchor is None:
+          anchor = self._encode_image(image)
+        key = jax.random.fold_in(root, index)
+        cond = self._cond(audio, text, anchor, past)
+        past = self._sample(key, cond, settings, progress)
+      with stage('decode'):
+        frames = self.decode(past)
+      image = frames[0] if image is None else image  # Whoever came stays.
+      yield frames[:left]
+      left -= len(frames)
+
+  def _encode_image(self, image):
     b = self._bundle
     return latents_lib.encode_image(self._vae, b.vae, b.stats, image)[0]
 
@@ -165,16 +212,16 @@ class Generator:
       reference[0], mask[0] = anchor, True
     if past is not None and window['past']:
       reference[1:], mask[1:] = past[-window['past'] :], True
-    ids, text_mask = text_lib.byte_ids(text, window['text_length'])
     cond = dict(
       reference=reference,
       reference_time=data.reference_times(IMAGE_SECONDS, window['past']),
       reference_mask=mask,
       audio=audio,
       audio_mask=np.ones(len(audio), bool),
-      text=ids,
-      text_mask=text_mask,
     )
+    if self._model.cfg.text_vocab:
+      length = window['text_length']
+      cond['text'], cond['text_mask'] = text_lib.byte_ids(text, length)
     return {k: jnp.asarray(v)[None] for k, v in cond.items()}
 
   def _sample(self, key, cond, settings, progress):

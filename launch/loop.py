@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from launch import mesh as mesh_lib
-from launch.checkpoint import Checkpoints, claim_workdir
+from launch.checkpoint import Checkpoints, claim_workdir, restore_params
 from launch.errors import UserError
 from launch.signals import Termination
 from launch.writer import Progress, Writer
@@ -166,11 +166,13 @@ def train(
     # What a run starts from, first match wins:
     # 1. the latest complete checkpoint in the workdir: the state and the place
     #    in the data, saved together;
-    # 2. `exp.init`, drawn from config.seed (an experiment that starts from
-    #    other weights loads them there).
+    # 2. the average of the run in config.init_from, with a fresh optimizer;
+    # 3. `exp.init`, drawn from config.seed.
     first = checkpoints.latest_step()
     if first is None:
       first, state = 0, program.init(init_key)
+      if config.get('init_from'):
+        state = warm_start(state, config['init_from'])
     else:
       state, data = checkpoints.restore(first, program.target, data)
     if first >= schedule.num_steps:
@@ -199,6 +201,27 @@ def train(
           log.say(f'SIGTERM: saving step {step}; the same command goes on')
           break
   return state
+
+
+def warm_start(state: Any, workdir: str | os.PathLike) -> Any:
+  """A fresh state with the averaged parameters of another run.
+
+  Raises:
+    UserError: that run's parameters are not the same in name or shape.
+  """
+  _, params = restore_params(workdir)
+  shapes = [jax.tree.map(np.shape, tree) for tree in (params, state.params)]
+  if shapes[0] != shapes[1]:
+    raise UserError(
+      f'config.init_from={workdir}: its parameters are of another model'
+    )
+
+  def place(values):
+    return jax.tree.map(
+      lambda x, like: jax.device_put(x, like.sharding), values, state.params
+    )
+
+  return state.replace(params=place(params), ema=place(params))
 
 
 def _due(step: int, every: int, last: bool) -> bool:

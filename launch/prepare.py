@@ -62,6 +62,12 @@ _WORKERS = flags.DEFINE_integer('workers', 2, 'processes for clips', 0)
 _VOICES = flags.DEFINE_integer(
   'voices', 4, 'variants of the sound; the first is unchanged', 1
 )
+_OFFSETS = flags.DEFINE_list(
+  'offsets', ['0', '12'], 'first frames of the encodings of a clip'
+)
+_REFERENCE_EVERY = flags.DEFINE_integer(
+  'reference_every', 6, 'frames from one reference image to the next', 1
+)
 _REPEATS = flags.DEFINE_integer(
   'reference_repeats', 1, 'times the VAE sees a reference frame', 1
 )
@@ -115,7 +121,14 @@ def make_latents(
   """The `latents` stage, by the flags."""
   from launch import bundle, encode
 
-  settings = encode.LatentSettings(voices=_VOICES.value, repeats=_REPEATS.value)
+  if not all(o.isdigit() for o in _OFFSETS.value):
+    raise UserError(f'--offsets={",".join(_OFFSETS.value)}: frames, as in 0,12')
+  settings = encode.LatentSettings(
+    offsets=tuple(int(o) for o in _OFFSETS.value),
+    reference_every=_REFERENCE_EVERY.value,
+    voices=_VOICES.value,
+    repeats=_REPEATS.value,
+  )
   paths, report = encode.find_clips(source)
   weights = bundle.load(vae)
   manifest = {'stage': 'latents', 'vae': encode.file_hash(vae)}

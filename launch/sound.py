@@ -8,6 +8,8 @@ import numpy as np
 
 from launch.container import Source
 
+USUAL = {3: '2.1', 4: 'quad', 5: '5.0', 6: '5.1', 8: '7.1'}
+
 
 def on_clock(
   source: Source, stream: av.AudioStream, zero: float | None
@@ -46,7 +48,11 @@ def mono(frame: av.AudioFrame) -> Float[np.ndarray, 'S']:
   """One frame of any layout and format, mixed after ITU-R BS.775."""
   planar = av.AudioResampler('fltp', frame.layout, frame.sample_rate)
   parts = [f.to_ndarray() for f in planar.resample(frame)]
-  weights = np.array([_weight(c.name) for c in frame.layout.channels])
+  layout = frame.layout
+  if all(c.name == 'NONE' for c in layout.channels):
+    # PCM in Matroska or AVI counts channels but does not name them.
+    layout = av.AudioLayout(USUAL.get(layout.nb_channels, layout.name))
+  weights = np.array([_weight(c.name) for c in layout.channels])
   weights = weights if weights.any() else np.ones_like(weights)
   weights = (weights / weights.sum()).astype(np.float32)
   return weights @ np.concatenate(parts, axis=1)

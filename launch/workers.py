@@ -7,8 +7,7 @@ import os
 import threading
 import time
 
-from rich import console as rich_console
-from rich import progress as rich_progress
+from rich import console as rich_console, progress as rich_progress
 
 _counter = None  # In a worker: clips done by all workers.
 

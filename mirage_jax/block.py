@@ -13,10 +13,7 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from mirage_jax import config
-from mirage_jax import rope
-from mirage_jax import sharding
-from mirage_jax import tokens
+from mirage_jax import config, rope, sharding, tokens
 from mirage_jax.linear import Linear
 from mirage_jax.ops.attention import attention
 

@@ -54,8 +54,8 @@ class MirageConfig:
       192 * 192; from scratch, the number of patches in a frame makes
       neighbours one unit apart, which the frequencies' init expects.
     remat: What the backward pass recomputes in each block: 'none' keeps all,
-      'dots' keeps matmul outputs without batch dimensions, 'full' keeps only
-      block inputs.
+      'dots' keeps the outputs of linear maps, and of attention if 'recompute',
+      'full' keeps only block inputs.
     attention: Implementation, see `ops.attention`.
     dtype: Compute dtype; parameters, norms, softmax and modulation stay
       float32.

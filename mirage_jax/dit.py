@@ -13,17 +13,16 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from mirage_jax import block
-from mirage_jax import config
-from mirage_jax import embed
-from mirage_jax import rope
-from mirage_jax import sharding
-from mirage_jax import tokens
+from mirage_jax import block, config, embed, rope, sharding, tokens
 from mirage_jax.linear import Linear
 
+_POLICIES = jax.checkpoint_policies
 REMAT = {
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots': _POLICIES.save_from_both_policies(
+    _POLICIES.dots_with_no_batch_dims_saveable,
+    _POLICIES.save_only_these_names('attention'),
+  ),
+  'full': _POLICIES.nothing_saveable,
 }
 
 

@@ -67,7 +67,9 @@ def encode_video(
       f'{len(frames)} frames are not a multiple of {CHUNK}: trim or pad them.'
     )
   parts = [
-    _encode(vae, params, stats['mean'], stats['std'], frames[None, i : i + CHUNK])
+    _encode(
+      vae, params, stats['mean'], stats['std'], frames[None, i : i + CHUNK]
+    )
     for i in range(0, len(frames), CHUNK)
   ]
   return np.concatenate([np.asarray(part[0]) for part in parts])
@@ -102,7 +104,9 @@ def decode_video(
   if len(latents) % step or not len(latents):
     raise ValueError(f'{len(latents)} latents are not a multiple of {step}.')
   parts = [
-    _decode(vae, params, stats['mean'], stats['std'], latents[None, i : i + step])
+    _decode(
+      vae, params, stats['mean'], stats['std'], latents[None, i : i + step]
+    )
     for i in range(0, len(latents), step)
   ]
   return np.concatenate([np.asarray(part[0]) for part in parts])

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from flax import linen as nn
-from jax import lax
-from jax import numpy as jnp
+from jax import lax, numpy as jnp
 from jaxtyping import Array, Float
 
 

@@ -2,20 +2,24 @@
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """AdamW with linear warm-up, cosine decay, clipping and an average.
+  """AdamW or Muon with linear warm-up, cosine decay, clipping, an average.
 
   Attributes:
     learning_rate: The peak.
+    name: 'adamw', or 'muon' for the kernels of hidden layers (Jordan 2024) with
+      AdamW for the rest; its updates are scaled to AdamW's size (Liu et al.
+      2025, arXiv 2502.16982), so the same rates serve both.
     warmup_steps: Steps of linear rise from zero.
     final_fraction: What is left of the peak at the last step.
     b1: Decay of the first moment.
@@ -26,6 +30,7 @@ class OptimizerConfig:
   """
 
   learning_rate: float
+  name: Literal['adamw', 'muon'] = 'adamw'
   warmup_steps: int = 100
   final_fraction: float = 0.01
   b1: float = 0.9
@@ -57,15 +62,53 @@ def optimizer(
     cfg.learning_rate * cfg.final_fraction,
   )
   return optax.chain(
-    optax.clip_by_global_norm(cfg.clip_norm),
-    optax.adamw(
+    optax.clip_by_global_norm(cfg.clip_norm), _direction(cfg, schedule)
+  )
+
+
+def _direction(cfg, schedule):
+  def decayed(params):
+    return jax.tree.map(lambda x: x.ndim > 1, params)
+
+  if cfg.name == 'adamw':
+    return optax.adamw(
       schedule,
       b1=cfg.b1,
       b2=cfg.b2,
       weight_decay=cfg.weight_decay,
-      mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
-    ),
+      mask=decayed,
+    )
+  return optax.contrib.muon(
+    schedule,
+    weight_decay=cfg.weight_decay,
+    weight_decay_mask=decayed,
+    adam_b1=cfg.b1,
+    adam_b2=cfg.b2,
+    muon_weight_dimension_numbers=hidden_matrices,
+    consistent_rms=0.2,
   )
+
+
+# Layers whose kernels Muon takes: convolutions, projections of attention and
+# MLP. What touches inputs, outputs or conditions stays with AdamW.
+HIDDEN = ('conv1', 'conv2', 'proj', 'qkv', 'q', 'kv', 'out', 'up', 'down')
+
+
+def hidden_matrices(params: Any) -> Any:
+  """Which axes of each kernel are a matrix's rows and columns; None: none."""
+
+  def axes(path, x):
+    names = [entry.key for entry in path if hasattr(entry, 'key')]
+    if len(names) < 3 or names[-1] != 'kernel' or names[-2] not in HIDDEN:
+      return None
+    first = 1 if 'blocks' in names else 0  # nn.scan stacks the layers there.
+    inputs = x.ndim - 1 if x.ndim == 5 and not first else first + 1
+    if names[-2] == 'out' and x.ndim - first == 3:
+      inputs = first + 2  # heads and their size
+    rows, columns = range(first, inputs), range(inputs, x.ndim)
+    return optax.contrib.MuonDimensionNumbers(tuple(rows), tuple(columns))
+
+  return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def new_state(params: Any, tx: optax.GradientTransformation) -> TrainState:

@@ -1,7 +1,10 @@
 """Training of the video VAE: config -> Experiment.
 
-The objective is L1 reconstruction plus a weighted KL to a unit Gaussian, the
-reconstruction part of Mochi's (its adversarial part is not published).
+The objective is reconstruction plus a weighted KL to a unit Gaussian. Pixels
+can count by how much they move: lips and lids are a few per cent of a picture
+that hardly changes, and a plain L1 blurs them away over time (on GRID the mouth
+curve of its reconstructions has r = 0.67 with the true one). Mochi's objective
+is not published.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,14 +12,20 @@ import dataclasses
 import functools
 from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from mirage_jax import config as config_lib
 from mirage_jax import data
+from mirage_jax import latents
 from mirage_jax import sharding
 from mirage_jax import train_step as train_lib
 from mirage_jax.vae import Vae, VaeConfig
+
+
+SQUARE = 5.0  # Weight of the squared error beside the absolute one.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +46,33 @@ def init(key, *, model, tx, shape):
   return train_lib.new_state(params, tx)
 
 
-def objective(params, frames, key, *, model, kl_weight):
-  """L1 + kl_weight * KL per latent; frames uint8 [B N Yp Xp 3]."""
-  x = frames.astype(jnp.float32) / 127.5 - 1.0
+def motion_weights(
+  x: Float[Array, 'B N Yp Xp 3'], motion: float
+) -> Float[Array, 'B 1 Yp Xp 1']:
+  """1 + motion * (a pixel's deviation over time / its mean), with mean 1.
+
+  The deviation is averaged over 5 x 5 pixels, so that noise does not count.
+  """
+  deviation = x.std(1).mean(-1)
+  pooled = nn.avg_pool(deviation[..., None], (5, 5), padding='SAME')
+  relative = pooled / (pooled.mean((1, 2), keepdims=True) + 1e-6)
+  return (1.0 + motion * relative[:, None]) / (1.0 + motion)
+
+
+def objective(params, frames, key, *, model, kl_weight, motion):
+  """Reconstruction + kl_weight * KL per latent; frames uint8 [B N Yp Xp 3]."""
+  x = latents.to_float(frames)
   y, mean, logvar = model.apply({'params': params}, x, key)
-  l1 = jnp.abs(y - x).mean()
+  error = jnp.abs(y - x)
+  # The square makes a missed opening of the mouth count for more than grain.
+  error = motion_weights(x, motion) * (error + SQUARE * error**2)
+  reconstruction = error.mean()
   kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1.0 - logvar).mean()
   mse = jnp.square(jnp.clip(y, -1.0, 1.0) - x).mean((1, 2, 3, 4))
   psnr = (10.0 * jnp.log10(4.0 / mse)).mean()
   std = jnp.exp(0.5 * logvar).mean()
-  metrics = {'l1': l1, 'kl': kl, 'psnr': psnr, 'posterior_std': std}
-  return l1 + kl_weight * kl, metrics
+  metrics = {'reconstruction': reconstruction, 'kl': kl, 'psnr': psnr, 'posterior_std': std}
+  return reconstruction + kl_weight * kl, metrics
 
 
 def train_step(state, batch, key, *, loss, tx, ema_decay):
@@ -75,7 +100,10 @@ def make(config: Mapping[str, Any]) -> Experiment:
   model = Vae(config_lib.build(VaeConfig, config['vae']))
   tx = train_lib.optimizer(opt, config['num_steps'])
   loss = functools.partial(
-    objective, model=model, kl_weight=config['kl_weight']
+    objective,
+    model=model,
+    kl_weight=config['kl_weight'],
+    motion=config['motion_weight'],
   )
   shape = (config['batch_size'], source.num_frames, source.size, source.size, 3)
   clips = functools.partial(

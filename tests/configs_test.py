@@ -88,6 +88,7 @@ def unread_keys(config):
   """Builds everything a run builds; the keys that nothing asked for."""
   config = Recorder(config)
   loop.Schedule.of(config)
+  config.get('init_from')  # The loop may be told to start from it.
   sizes = {axis: size for axis, size in config['mesh'].items() if size != -1}
   mesh_lib.mesh_shape(config['mesh'], math.prod(sizes.values()))
   module = importlib.import_module(config['experiment'])

@@ -28,7 +28,9 @@ def vae(folder: str) -> ml_collections.ConfigDict:
       keep=2,
       keep_every=0,
       mesh=dict(data=-1, fsdp=1, context=1, tensor=1),
+      init_from='',
       kl_weight=2e-4,
+      motion_weight=8.0,
       data=dict(
         train=f'{folder}/train', eval=f'{folder}/val', num_frames=13, size=96
       ),
@@ -41,9 +43,14 @@ def vae(folder: str) -> ml_collections.ConfigDict:
         encoder_attention=(False, False, False, True, True),
         norm_groups=8,
         fourier_features=False,
+        latent_channels=24,
       ),
       optimizer=dict(
-        learning_rate=2e-3, warmup_steps=100, b2=0.99, ema_decay=0.998
+        name='muon',
+        learning_rate=2e-3,
+        warmup_steps=100,
+        b2=0.99,
+        ema_decay=0.998,
       ),
     )
   )
@@ -93,7 +100,11 @@ def dit(folder: str, cross: bool) -> ml_collections.ConfigDict:
         drop_all=0.05,
       ),
       optimizer=dict(
-        learning_rate=1e-3, warmup_steps=200, b2=0.99, ema_decay=0.999
+        name='muon',
+        learning_rate=1e-3,
+        warmup_steps=200,
+        b2=0.99,
+        ema_decay=0.999,
       ),
     )
   )

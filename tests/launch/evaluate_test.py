@@ -56,6 +56,7 @@ def run(folder, *arguments):
   return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.full
 def test_autoencoder_alone_from_the_command_line(inputs):
   done = run(inputs, '--vae_only')
   assert done.returncode == 0, done.stderr

@@ -170,18 +170,22 @@ def test_lost_face_is_judged_and_told(clips, tmp_path, monkeypatch):
   assert summary['truth']['face_found'] == 1
   assert summary['generated']['face_found'] == 0
   assert summary['generated']['mouth_correlation'] == 0
+  with pytest.raises(faces.NoFaceError):
+    clip_scores.look(black(None, None, 0), DrawnFaces())
 
 
 def test_unreadable_clip_is_told_and_left_out(clips, tmp_path, monkeypatch):
   data = tmp_path / 'data'
   shutil.copytree(clips, data)
   (data / 'broken.mp4').write_bytes(b'no video')
+  media.write_video(data / 'short.mp4', draw_clip(np.ones(5)), np.zeros(3200))
   summary = evaluate(data, tmp_path / 'out', None, monkeypatch, vae_only=True)
   assert summary['rebuilt']['mouth_correlation'] > 0.9
   scores = json.loads((tmp_path / 'out/scores.json').read_text())
-  (skipped,) = scores['skipped']
-  assert skipped['id'] == 'broken' and 'broken.mp4' in skipped['skipped']
-  assert '1 more could not be judged' in (tmp_path / 'out/table.md').read_text()
+  broken, short = scores['skipped']
+  assert broken['id'] == 'broken' and 'broken.mp4' in broken['skipped']
+  assert 'short.mp4: 5 frames' in short['skipped']
+  assert '2 more could not be judged' in (tmp_path / 'out/table.md').read_text()
 
 
 def test_bad_lists_of_clips_are_one_line_each(clips, tmp_path):
@@ -209,7 +213,7 @@ def test_similarity_recovers_turn_scale_and_shift():
 
 def test_align_undoes_a_shift(monkeypatch):
   frames = draw_clip(np.zeros(4))
-  target = clip_scores.look(frames, DrawnFaces(), None)
+  target = clip_scores.look(frames, DrawnFaces())
   points = target.landmarks + np.array([3, 2, 0])
   moved = target._replace(frames=np.roll(frames, (2, 3), (1, 2)))
   moved = moved._replace(landmarks=points)

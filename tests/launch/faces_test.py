@@ -100,11 +100,14 @@ def test_finds_a_real_face_in_frames_and_not_in_noise(mesh, portrait):
   (face,) = mesh.detect(portrait)
   left, top, right, bottom = face.box
   assert 60 < left < right < 190 and 30 < top < bottom < 190
+  twice = portrait.repeat(2, axis=0).repeat(2, axis=1)
+  np.testing.assert_allclose(mesh.detect(twice)[0].box, 2 * face.box, atol=6)
   points = mesh.landmarks(portrait, face)
   assert points.shape == (468, 3)
   # Eyes above nose above lips above chin; a smile shows teeth.
   assert points[33, 1] < points[1, 1] < points[13, 1] < points[152, 1]
-  assert points[33, 0] < points[1, 0] < points[263, 0]
+  across = points[[33, 133, 1, 362, 263], 0]
+  assert (np.diff(across) > 5).all()
   assert faces.mouth_opening(points) > 0.08
   assert 0.15 < faces.eye_opening(points) < 0.6
   frames = np.stack([portrait, portrait])

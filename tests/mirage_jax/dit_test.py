@@ -1,6 +1,7 @@
 """The transformer as a whole: influence, equivalences, shardings, size."""
 
 import dataclasses
+import functools
 
 from flax import linen as nn
 import jax
@@ -8,9 +9,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from mirage_jax import config
-from mirage_jax import dit
-from mirage_jax import sharding
+from mirage_jax import config, dit, sharding
 
 STREAM = config.StreamConfig
 CFG = config.MirageConfig(
@@ -25,6 +24,7 @@ CFG = config.MirageConfig(
   text_pool_heads=2,
   rope_area=4.0,
 )
+SMALL = dataclasses.replace(CFG, text=None, text_vocab=0)  # compiles faster
 CROSS = dataclasses.replace(
   CFG, audio_fusion='cross', audio=STREAM(8, 0, in_dim=5)
 )
@@ -45,27 +45,31 @@ def make_cond():
   }
 
 
+@functools.cache
 def make(cfg):
-  """The model and parameters that are nowhere zero."""
+  """The model and parameters that are nowhere zero, and fresh ones."""
+  cond = make_cond()
+  if cfg.text is None:
+    cond = {'audio': cond['audio']}
   model = dit.Mirage(cfg)
-  params = nn.unbox(
-    jax.jit(model.init)(jax.random.key(2), VIDEO, SIGMA, make_cond())
-  )['params']
-  leaves, tree = jax.tree.flatten(params)
+  fresh = nn.unbox(jax.jit(model.init)(jax.random.key(2), VIDEO, SIGMA, cond))[
+    'params'
+  ]
+  leaves, tree = jax.tree.flatten(fresh)
   rng = np.random.default_rng(0)
   leaves = [x + 0.2 * rng.standard_normal(x.shape, np.float32) for x in leaves]
   apply = jax.jit(lambda *args: model.apply({'params': args[0]}, *args[1:]))
-  return apply, jax.tree.unflatten(tree, leaves)
+  return apply, jax.tree.unflatten(tree, leaves), fresh
 
 
-@pytest.fixture(scope='module', params=[CFG, CROSS], ids=['joint', 'cross'])
+@pytest.fixture(params=[CFG, CROSS], ids=['joint', 'cross'])
 def model(request):
-  return make(request.param)
+  return make(request.param)[:2]
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture
 def joint():
-  return make(CFG)
+  return make(CFG)[:2]
 
 
 def poke(cond, name, b, i):
@@ -89,25 +93,35 @@ def test_tokens_count_exactly_where_their_mask_says(model):
         assert (moved[b] > 1e-5) == mask[b, i], (name, b, i, moved)
 
 
-def test_absent_is_masked_out(model):
-  apply, params = model
+@pytest.mark.parametrize('gone', [('text', 'audio'), ('reference', 'audio')])
+def test_absent_is_masked_out(joint, gone):
+  apply, params = joint
   cond = make_cond()
-  for gone in (('text',), ('audio',), ('reference',), ('text', 'audio')):
-    masks = {f'{n}_mask': jnp.zeros_like(cond[f'{n}_mask']) for n in gone}
-    masked = apply(params, VIDEO, SIGMA, cond | masks)
-    left = {k: v for k, v in cond.items() if k.split('_')[0] not in gone}
-    absent = apply(params, VIDEO, SIGMA, left)
-    np.testing.assert_allclose(absent, masked, atol=2e-5 * np.abs(masked).max())
-  silent = apply(params, VIDEO, SIGMA, {})
-  assert np.isfinite(silent).all()
-  assert np.abs(silent - masked).max() > 1e-3
+  masks = {f'{n}_mask': jnp.zeros_like(cond[f'{n}_mask']) for n in gone}
+  masked = apply(params, VIDEO, SIGMA, cond | masks)
+  left = {k: v for k, v in cond.items() if k.split('_')[0] not in gone}
+  absent = apply(params, VIDEO, SIGMA, left)
+  np.testing.assert_allclose(absent, masked, atol=2e-5 * np.abs(masked).max())
+
+
+def test_reference_tokens_are_modulated_as_clean(joint):
+  """So they need no flag where the video is clean, too."""
+  apply, params = joint
+  cfg = dataclasses.replace(CFG, reference_sigma_zero=False)
+  noisy, cond = make(cfg)[0], make_cond()
+  clean = jnp.zeros(2)
+  a, b = (f(params, VIDEO, clean, cond) for f in (apply, noisy))
+  np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())
+  a, b = (f(params, VIDEO, SIGMA, cond) for f in (apply, noisy))
+  assert np.abs(a - b).max() > 1e-3 * np.abs(b).max()
 
 
 def test_only_relative_time_counts(joint):
   apply, params = joint
-  cond = make_cond()
-  base = apply(params, VIDEO, SIGMA, cond | {'video_start': jnp.asarray(0)})
-  start = jnp.array([50, 100])
+  # Each stream learns its own frequencies: this holds within the video stream.
+  cond = {k: v for k, v in make_cond().items() if 'reference' in k}
+  base = apply(params, VIDEO, SIGMA, cond | {'video_start': jnp.zeros(2)})
+  start = jnp.array([50.0, 100.0])
   late = cond | {'video_start': start}
   moved = apply(params, VIDEO, SIGMA, late)
   assert np.abs(moved - base).max() > 1e-3  # the reference is further away
@@ -117,39 +131,42 @@ def test_only_relative_time_counts(joint):
 
 
 def test_a_fresh_model_predicts_zero():
-  model = dit.Mirage(CFG)
-  params = model.init(jax.random.key(0), VIDEO, SIGMA, make_cond())
-  velocity = model.apply(params, VIDEO, SIGMA, make_cond())
+  apply, _, fresh = make(CFG)
+  velocity = apply(fresh, VIDEO, SIGMA, make_cond())
   assert velocity.shape == VIDEO.shape and velocity.dtype == jnp.float32
   assert not np.any(velocity)
 
 
-@pytest.mark.parametrize('remat', ['dots', 'full'])
-def test_remat_changes_no_gradient(joint, remat):
-  def grads(cfg):
+@pytest.mark.full
+def test_remat_changes_no_gradient():
+  _, params, _ = make(SMALL)
+  cond = {'audio': make_cond()['audio']}
+
+  def grads(**changes):
+    model = dit.Mirage(dataclasses.replace(SMALL, **changes))
+
     def total(params):
-      velocity = dit.Mirage(cfg).apply(
-        {'params': params}, VIDEO, SIGMA, make_cond()
-      )
+      velocity = model.apply({'params': params}, VIDEO, SIGMA, cond)
       return jnp.mean(jnp.square(velocity))
 
-    return jax.jit(jax.grad(total))(joint[1])
+    return jax.jit(jax.grad(total))(params)
 
-  want, got = grads(CFG), grads(dataclasses.replace(CFG, remat=remat))
-  for (path, a), b in zip(
+  want, got = grads(), grads(remat='dots', attention='recompute')
+  pairs = zip(
     jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True
-  ):
-    at = jax.tree_util.keystr(path)
-    assert np.abs(b).max() > 0, f'{at} has no gradient'
-    np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max(), err_msg=at)
+  )
+  for (path, a), b in pairs:
+    at, largest = jax.tree_util.keystr(path), np.abs(b).max()
+    assert largest > 0, f'{at} has no gradient'
+    np.testing.assert_allclose(a, b, atol=1e-4 * largest, err_msg=at)
 
 
-def test_bfloat16_is_near_float32(joint):
-  apply, params = joint
-  want = apply(params, VIDEO, SIGMA, make_cond())
-  cfg = dataclasses.replace(CFG, dtype='bfloat16')
-  got = jax.jit(dit.Mirage(cfg).apply)(
-    {'params': params}, VIDEO, SIGMA, make_cond()
+def test_bfloat16_is_near_float32():
+  apply, params, _ = make(SMALL)
+  cond = {'audio': make_cond()['audio']}
+  want = apply(params, VIDEO, SIGMA, cond)
+  got = make(dataclasses.replace(SMALL, dtype='bfloat16'))[0](
+    params, VIDEO, SIGMA, cond
   )
   assert got.dtype == jnp.float32
   error = np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2))
@@ -163,9 +180,8 @@ def test_sharded_equals_unsharded(joint):
   auto = (jax.sharding.AxisType.Auto,) * 4
   mesh = jax.make_mesh((1, 2, 2, 2), axes, axis_types=auto)
   model = dit.Mirage(CFG)
-  boxed = jax.eval_shape(
-    model.init, jax.random.key(0), VIDEO, SIGMA, make_cond()
-  )
+  key = jax.random.key(0)
+  boxed = jax.eval_shape(model.init, key, VIDEO, SIGMA, make_cond())
   shardings = nn.logical_to_mesh_sharding(
     nn.get_partition_spec(boxed), mesh, sharding.AXIS_RULES
   )['params']
@@ -194,9 +210,7 @@ def test_a_model_refuses_streams_it_lacks():
   cond = {'audio': jnp.zeros((2, 10, 5))}
   cfg = dataclasses.replace(CFG, audio=None)
   with pytest.raises(ValueError, match='no audio stream'):
-    jax.eval_shape(
-      dit.Mirage(cfg).init, jax.random.key(0), VIDEO, SIGMA, cond
-    )
+    jax.eval_shape(dit.Mirage(cfg).init, jax.random.key(0), VIDEO, SIGMA, cond)
 
 
 def test_cross_can_spend_as_many_parameters_as_joint():

@@ -66,6 +66,8 @@ def test_sharpness_falls_with_blur_and_counts_masked_pixels(frames):
   left = np.zeros((24, 32), bool)
   left[:, :14] = True
   assert evals_image.sharpness(flat, left) == 0
+  sharp = evals_image.sharpness(frames)
+  assert evals_image.sharpness(flat, ~left) == pytest.approx(sharp, rel=0.2)
 
 
 def test_seam_stands_out_only_at_a_jump():

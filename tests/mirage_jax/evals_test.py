@@ -83,6 +83,6 @@ def test_closures_need_speech_and_count_only_bilabials():
   none = evals.closure_hits(opening, others, FPS)
   assert len(none.hits) == 0 and np.isnan(none.rate) and np.isnan(none.chance)
   with pytest.raises(ValueError, match='silence'):
-    evals.closure_hits(opening, [('sil', 0, 3)], FPS)
+    evals.closure_hits(opening, [('sil', 0, 1), ('_', 1, 2), ('.', 2, 3)], FPS)
   with pytest.raises(ValueError, match='silence'):
     evals.closure_hits(opening, [('m', 4.0, 4.1)], FPS)

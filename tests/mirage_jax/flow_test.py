@@ -3,8 +3,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from mirage_jax import config
-from mirage_jax import flow
+from mirage_jax import config, flow
 
 KEY = jax.random.key(0)
 
@@ -44,7 +43,9 @@ def test_half_the_levels_are_nearly_noise(jitter):
 def test_other_schedules_have_their_moments(schedule, mean, std):
   cfg = config.FlowConfig(schedule=schedule)
   sigma = flow.sample_sigma(KEY, (4000,), cfg)
-  np.testing.assert_allclose([sigma.mean(), sigma.std()], [mean, std], atol=0.02)
+  np.testing.assert_allclose(
+    [sigma.mean(), sigma.std()], [mean, std], atol=0.02
+  )
 
 
 def test_velocity_leads_from_noise_to_data():

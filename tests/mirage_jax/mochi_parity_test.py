@@ -10,8 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from mirage_jax import config
-from mirage_jax import dit
+from mirage_jax import config, dit
 
 REASON = 'parity with the original needs the `convert` extra'
 torch = pytest.importorskip('torch', reason=REASON)
@@ -214,9 +213,3 @@ def test_the_comparison_can_fail(theirs, inputs):
   model, want = theirs
   got = np.asarray(run(convert(model), inputs, sigma=1 - inputs['sigma']))
   assert np.abs(got - want).max() > 1e-2 * np.abs(want).max()
-
-
-def _unbox(tree):
-  from flax import linen as nn
-
-  return X(tree)

@@ -3,8 +3,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from mirage_jax import flow
-from mirage_jax import sampler
+from mirage_jax import flow, sampler
 
 NOISE = jax.random.normal(jax.random.key(0), (2, 3, 2, 2, 1))
 SIGMAS = flow.linear_quadratic(8)
@@ -93,9 +92,7 @@ def test_known_frames_follow_their_own_path():
     seen.append(x)
     return towards(jnp.ones(NOISE.shape))(x, sigma, cond)
 
-  step = sampler.make_step(
-    field, {}, NOISE, known=known, known_mask=mask
-  )
+  step = sampler.make_step(field, {}, NOISE, known=known, known_mask=mask)
   x = NOISE
   for sigma, after in zip(SIGMAS[:-1], SIGMAS[1:], strict=True):
     x = step(x, sigma, after)

@@ -4,8 +4,7 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mirage_jax.ops.attention import recompute
-from mirage_jax.ops.attention import reference
+from mirage_jax.ops.attention import recompute, reference
 
 
 def attention(

@@ -7,6 +7,7 @@ T x S arrays stored per block: faster wherever memory is slower than arithmetic.
 
 import jax
 from jax import numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from mirage_jax.ops.attention.reference import MASKED
@@ -51,7 +52,9 @@ def _forward(q, k, v, mask):
   # Dividing T D numbers, not T S; a sample without keys gets zeros.
   some = jnp.any(mask, axis=1)[:, None, None, None]
   out = (out * (some / jnp.swapaxes(total, 1, 2))).astype(q.dtype)
-  return out, (q, k, v, mask, out, top + jnp.log(total))
+  out = checkpoint_name(out, 'attention')
+  log_total = checkpoint_name(top + jnp.log(total), 'attention')
+  return out, (q, k, v, mask, out, log_total)
 
 
 def _backward(saved, g):

@@ -1,0 +1,148 @@
+"""The first talking video: a sentence, or your own recording, on a real face.
+
+  make demo
+  make demo TEXT="Please bring the blue box to me by Monday."
+  make demo AUDIO=speech.mp3 OUT=out/mine.mp4
+
+Writes the video with its sound, the speech, and a filmstrip with waveform and
+mouth curve; prints how well the lips keep to the sound, and what took how long.
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags
+from jaxtyping import Float, UInt8
+import numpy as np
+import soundfile
+
+from launch import (
+  atomic,
+  bundle,
+  clip_scores,
+  faces,
+  filmstrip,
+  generate,
+  speech as speech_lib,
+  talk,
+)
+from launch.errors import one_line
+from launch.stopwatch import Stopwatch
+from mirage_jax import evals
+from mirage_jax.audio import RATE, TOKEN_RATE
+from mirage_jax.sampler import Guidance
+
+SENTENCE = 'Bob may bring a big map, so please put my blue bag by the lamp.'
+# The synthesiser counts much of a closure to the phone before it.
+CLOSURE_LEAD = 0.08
+
+_TEXT = flags.DEFINE_string('text', SENTENCE, 'what to say')
+_AUDIO = flags.DEFINE_string('audio', None, 'a recording, instead of --text')
+_IMAGE = flags.DEFINE_string(
+  'image', None, 'the face; the shipped one if unset: the model knows no other'
+)
+_OUT = flags.DEFINE_string('out', 'out/demo.mp4', 'the video to write')
+_CHECKPOINT = flags.DEFINE_string(
+  'checkpoint', None, 'bundle or workdir; the shipped bundle if unset'
+)
+_STEPS = flags.DEFINE_integer('steps', 32, 'Euler steps for each window', 2)
+_SEED = flags.DEFINE_integer('seed', 0, 'of the noise')
+_AUDIO_CFG = flags.DEFINE_float('audio_cfg', 1.0, 'weight of the sound')
+
+
+def main(_: list[str]) -> None:
+  with one_line(), Stopwatch() as watch:
+    out = pathlib.Path(_OUT.value)
+    strip = out.with_suffix('.png')
+    talk.check_out(out)
+    with watch('load'):
+      generator = talk.load_generator(_CHECKPOINT.value)
+    audio, phones = _AUDIO.value, []
+    if audio:
+      print(f'1/3 reading {audio}', flush=True)
+    else:
+      print(f'1/3 speaking: {_TEXT.value}', flush=True)
+      audio = out.with_suffix('.wav')
+      with watch('speech'):
+        phones = speak(_TEXT.value, audio)
+    seconds = generator.window_frames / TOKEN_RATE
+    print(f'2/3 drawing, {seconds:g} s of video at a time', flush=True)
+    settings = generate.Settings(
+      _STEPS.value, Guidance(audio=_AUDIO_CFG.value), _SEED.value
+    )
+    image = _IMAGE.value or bundle.DEFAULT.with_name('face.png')
+    job = talk.Job(str(audio), str(out), str(image))
+    windows = []
+    wave = talk.make_video(generator, job, settings, watch, windows.append)
+    print('3/3 looking at the lips', flush=True)
+    with watch('judge'):
+      figures = judge(np.concatenate(windows), wave, phones, strip)
+    report(figures, watch.seconds, len(wave) / RATE)
+    print(f'\nwatch {out}\nthe lips frame by frame: {strip}')
+
+
+def speak(text: str, path: pathlib.Path) -> list[speech_lib.Phone]:
+  """Writes the sentence as a wave file; returns its phone times."""
+  spoken = speech_lib.synthesise(text)
+  with atomic.replacing(path) as half:
+    soundfile.write(half, spoken.wave, RATE)
+  return spoken.phones
+
+
+def loudness(
+  wave: Float[np.ndarray, 'S'], num_frames: int
+) -> Float[np.ndarray, 'N']:
+  """Level of the sound of each video frame in dB, cut off 50 dB below peak."""
+  samples = RATE // TOKEN_RATE
+  padded = np.zeros(num_frames * samples, np.float32)
+  padded[: len(wave)] = wave[: len(padded)]
+  power = np.square(padded.reshape(num_frames, samples)).mean(1)
+  level = 10 * np.log10(power + 1e-12)
+  return np.maximum(level, level.max() - 50)
+
+
+def judge(
+  frames: UInt8[np.ndarray, 'N H W 3'],
+  wave: Float[np.ndarray, 'S'],
+  phones: list[speech_lib.Phone],
+  strip: pathlib.Path,
+) -> dict[str, str]:
+  """Measures the lips, draws the filmstrip; returns figures in words."""
+  try:
+    look = clip_scores.look(frames, faces.default_mesh())
+  except faces.NoFaceError:
+    none = np.full(len(frames), np.nan)
+    filmstrip.save_filmstrip(strip, frames, wave, none)
+    return {'lips': 'none: no face is found in the video'}
+  filmstrip.save_filmstrip(strip, frames, wave, look.mouth)
+  level = loudness(wave, len(frames))
+  blinks = evals.blink_rate(look.eyes, TOKEN_RATE)
+  figures = {
+    'mouth opening and loudness': f'r = {evals.pearson(look.mouth, level):.2f}',
+    'blinks': f'{blinks:.0f} a minute',
+  }
+  if phones:
+    early = [(p.symbol, p.start - CLOSURE_LEAD, p.end) for p in phones]
+    lips = evals.closure_hits(look.mouth, early, TOKEN_RATE)
+    if count := len(lips.hits):
+      figures['lips closed at /p b m/'] = (
+        f'{lips.hits.sum()} of {count} (by chance {lips.chance * count:.1f})'
+      )
+  return figures
+
+
+def report(
+  figures: dict[str, str], seconds: dict[str, float], length: float
+) -> None:
+  """Prints how good it came out and where the time went."""
+  print()
+  for name, value in figures.items():
+    print(f'  {name:28}{value}')
+  for name, value in seconds.items():
+    print(f'  {"seconds: " + name:28}{value:.1f}')
+  total = f'{sum(seconds.values()):.1f}'
+  print(f'  {"seconds in all":28}{total} for {length:.1f} s of video')
+
+
+if __name__ == '__main__':
+  sys.exit(app.run(main))

@@ -1,0 +1,144 @@
+"""Frames for any length of sound, window after window, to the byte."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from launch import bundle as bundle_lib, generate
+from launch.errors import UserError
+from mirage_jax import sampler
+from tests import tiny
+
+FAST = generate.Settings(steps=2)
+
+
+@pytest.fixture(scope='module')
+def image():
+  return tiny.picture()
+
+
+@pytest.fixture(scope='module')
+def three(generator, image):
+  """Three windows: 2.2 s of sound."""
+  return generator(tiny.speech(2.2), image, '', FAST)
+
+
+@pytest.mark.parametrize(
+  ('samples', 'frames'),
+  [(1, 1), (640, 1), (641, 2), (16000, 25), (16001, 26), (23456, 37)],
+)
+def test_the_video_ends_with_the_frame_in_which_the_sound_does(
+  generator, image, samples, frames
+):
+  made = generator(tiny.speech(2)[:samples], image, '', FAST)
+  assert made.shape == (frames, 16, 16, 3) and made.dtype == np.uint8
+  assert generate.num_frames(samples) == frames
+
+
+def test_the_same_arguments_give_the_same_bytes(generator, three, image):
+  np.testing.assert_array_equal(
+    generator(tiny.speech(2.2), image, '', FAST), three
+  )
+  other = generator(
+    tiny.speech(2.2), image, '', dataclasses.replace(FAST, seed=1)
+  )
+  for window in (slice(25), slice(25, 50), slice(50, 55)):
+    assert (other[window] != three[window]).any()
+
+
+def test_a_window_does_not_depend_on_what_comes_after(generator, three, image):
+  short = generator(tiny.speech(2.2)[:16000], image, '', FAST)
+  np.testing.assert_array_equal(short, three[:25])
+
+
+def test_a_window_sees_the_last_latents_before_it(generator, three, image):
+  wave = tiny.speech(2.2)
+  wave[2000:9000] = 0  # In the first window alone.
+  other = generator(wave, image, '', FAST)
+  assert (other[:25] != three[:25]).any()
+  assert (other[25:50] != three[25:50]).any()
+  assert (other[50:] != three[50:]).any()
+
+
+def test_without_a_past_in_training_windows_stand_alone(tiny_file, image):
+  made = bundle_lib.load(tiny_file)
+  config = made.config | {'data': made.config['data'] | {'past': 0}}
+  alone = generate.Generator(dataclasses.replace(made, config=config))
+  wave = tiny.speech(2)
+  changed = wave.copy()
+  changed[2000:9000] = 0
+  first, second = (alone(w, image, '', FAST) for w in (wave, changed))
+  assert (first[:25] != second[:25]).any()
+  np.testing.assert_array_equal(first[25:], second[25:])
+
+
+def test_every_condition_changes_the_picture(generator, three, image):
+  wave = tiny.speech(0.5)
+  plain = generator(wave, image, '', FAST)
+  assert (generator(-0.1 * wave**2, image, '', FAST) != plain).any()
+  assert (generator(wave, tiny.picture(1), '', FAST) != plain).any()
+  assert (generator(wave, image, 'red', FAST) != plain).any()
+  strong = dataclasses.replace(FAST, guidance=sampler.Guidance(audio=4.0))
+  assert (generator(wave, image, '', strong) != plain).any()
+
+
+def test_without_an_image_who_appeared_stays(generator, monkeypatch):
+  seen = []
+  encode = generator._encode_image
+  monkeypatch.setattr(
+    generator,
+    '_encode_image',
+    lambda image: (seen.append(image), encode(image))[1],
+  )
+  made = generator(tiny.speech(2.2), None, '', FAST)
+  assert len(made) == 55
+  assert len(seen) == 1
+  np.testing.assert_array_equal(seen[0], made[0])
+
+
+def test_windows_come_one_by_one_and_every_step_is_counted(generator, image):
+  steps = []
+  windows = generator.windows(
+    tiny.speech(2.2), image, '', FAST, lambda: steps.append(0)
+  )
+  assert [(len(frames), len(steps)) for frames in windows] == [
+    (25, 2),
+    (25, 4),
+    (5, 6),
+  ]
+  assert generator.num_windows(round(2.2 * 16000)) == 3
+
+
+def test_what_cannot_be_made_is_said_before_the_work(
+  generator, image, tiny_file
+):
+  wave = tiny.speech(0.1)
+  for arguments, said in (
+    ((wave[:0], image), 'no samples'),
+    ((wave, tiny.picture(size=24)), 'the image is 24 x 24, the model makes 16'),
+    ((wave, image[:8]), 'the image is 16 x 8'),
+  ):
+    with pytest.raises(UserError, match=said):
+      generator.windows(*arguments)  # Not a single next().
+  with pytest.raises(UserError, match='--steps=1: at least 2'):
+    generate.Settings(steps=1)
+
+
+def changed(made, **values):
+  config = made.config | {'dit': made.config['dit'] | values}
+  return dataclasses.replace(made, config=config)
+
+
+def test_bundles_that_cannot_speak_are_refused(tiny_file):
+  made = bundle_lib.load(tiny_file)
+  for wrong, said in (
+    (dataclasses.replace(made, dit=None), 'm.st: holds a VAE only'),
+    (changed(made, audio=None), 'm.st: does not take 320 log-mel features'),
+    (changed(made, dept=3), "m.st: its config.*'dept'; did you mean 'depth'"),
+  ):
+    with pytest.raises(UserError, match=said):
+      generate.Generator(wrong, 'm.st')
+  mute = generate.Generator(changed(made, text=None, text_vocab=0))
+  with pytest.raises(UserError, match='takes no text; leave it out'):
+    mute.windows(tiny.speech(0.1), None, 'red')
