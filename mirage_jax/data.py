@@ -8,9 +8,7 @@ import grain
 import jax
 import numpy as np
 
-from mirage_jax import augment
-from mirage_jax import records
-from mirage_jax import text
+from mirage_jax import augment, records, text
 from mirage_jax.rope import CHUNK_FRAMES, CHUNK_LATENTS
 
 FPS = 25
@@ -49,6 +47,28 @@ def open_shards(folder: str) -> grain.MapDataset:
   return grain.MapDataset.source(source).map(records.unpack)
 
 
+class ProcessRows(grain.MapDataset):
+  """One process's rows of every global batch, in order.
+
+  Whatever the number of processes, row k of batch n is the same example.
+  """
+
+  def __init__(self, parent: grain.MapDataset, batch_size: int):
+    super().__init__(parent)
+    self._batch = batch_size
+    self._share = batch_size // jax.process_count()
+    self._start = jax.process_index() * self._share
+
+  def __len__(self) -> int:
+    return len(self._parent) // self._batch * self._share
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return self.slice(index)
+    batch, row = divmod(index, self._share)
+    return self._parent[batch * self._batch + self._start + row]
+
+
 def batches(
   ds: grain.MapDataset, batch_size: int, seed: int, transform
 ) -> grain.IterDataset:
@@ -56,11 +76,10 @@ def batches(
 
   `batch_size` counts the rows of all processes.
   """
-  count = jax.process_count()
-  # Finite, since a slice of an endless dataset has no length.
-  ds = ds.seed(seed).shuffle().repeat(1_000_000)
-  ds = ds.random_map(transform)[jax.process_index() :: count]
-  return ds.batch(batch_size // count).to_iter_dataset(
+  # Finite, since an endless dataset has no length to divide.
+  ds = ds.seed(seed).shuffle().repeat(1_000_000).random_map(transform)
+  ds = ProcessRows(ds, batch_size)
+  return ds.batch(batch_size // jax.process_count()).to_iter_dataset(
     grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
   )
 

@@ -13,11 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mirage_jax import config as config_lib
-from mirage_jax import data
-from mirage_jax import flow
-from mirage_jax import sharding
-from mirage_jax import train_step as train_lib
+from mirage_jax import (
+  config as config_lib,
+  data,
+  flow,
+  sharding,
+  train_step as train_lib,
+)
 from mirage_jax.dit import Mirage
 
 

@@ -92,7 +92,9 @@ def drop_conditions(
   keys = jax.random.split(key, 4)
   batch = cond[present[0]].shape[0]
   drop_all = jax.random.bernoulli(keys[3], cfg.drop_all, (batch,))
-  for name, subkey in zip(('reference', 'text', 'audio'), keys[:3]):
+  for name, subkey in zip(
+    ('reference', 'text', 'audio'), keys[:3], strict=True
+  ):
     if name in present:
       rate = getattr(cfg, f'drop_{name}')
       drop = drop_all | jax.random.bernoulli(subkey, rate, (batch,))

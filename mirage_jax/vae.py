@@ -236,7 +236,7 @@ class Encoder(nn.Module):
       x = fourier_features(x)
     x = nn.Dense(widths[0], dtype=cfg.dtype, name='proj_in')(x)
     x = stack(x, 0)
-    factors = zip(cfg.time_factors, cfg.space_factors)
+    factors = zip(cfg.time_factors, cfg.space_factors, strict=True)
     for level, (time, space) in enumerate(factors, 1):
       x = Downsample(widths[level], time, space, name=f'down{level}')(x)
       x = stack(x, level)

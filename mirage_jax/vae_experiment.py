@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mirage_jax import config as config_lib
-from mirage_jax import data
-from mirage_jax import latents
-from mirage_jax import sharding
-from mirage_jax import train_step as train_lib
+from mirage_jax import (
+  config as config_lib,
+  data,
+  latents,
+  sharding,
+  train_step as train_lib,
+)
 from mirage_jax.vae import Vae, VaeConfig
-
 
 SQUARE = 5.0  # Weight of the squared error beside the absolute one.
 
@@ -71,7 +72,12 @@ def objective(params, frames, key, *, model, kl_weight, motion):
   mse = jnp.square(jnp.clip(y, -1.0, 1.0) - x).mean((1, 2, 3, 4))
   psnr = (10.0 * jnp.log10(4.0 / mse)).mean()
   std = jnp.exp(0.5 * logvar).mean()
-  metrics = {'reconstruction': reconstruction, 'kl': kl, 'psnr': psnr, 'posterior_std': std}
+  metrics = {
+    'reconstruction': reconstruction,
+    'kl': kl,
+    'psnr': psnr,
+    'posterior_std': std,
+  }
   return reconstruction + kl_weight * kl, metrics
 
 
@@ -86,6 +92,15 @@ def eval_step(state, batch, key, *, loss):
   """Metrics of the averaged parameters."""
   value, metrics = loss(state.ema, batch['frames'], key)
   return {'loss': value, **metrics}
+
+
+def abstract_batch(
+  config: Mapping[str, Any], batch_size: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and dtypes of a batch, without data."""
+  source = config_lib.build(data.ClipConfig, config['data'])
+  shape = (batch_size, source.num_frames, source.size, source.size, 3)
+  return {'frames': jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
 
 def make(config: Mapping[str, Any]) -> Experiment:
@@ -105,7 +120,7 @@ def make(config: Mapping[str, Any]) -> Experiment:
     kl_weight=config['kl_weight'],
     motion=config['motion_weight'],
   )
-  shape = (config['batch_size'], source.num_frames, source.size, source.size, 3)
+  shape = abstract_batch(config, config['batch_size'])['frames'].shape
   clips = functools.partial(
     data.clips, source, config['batch_size'], config['seed']
   )

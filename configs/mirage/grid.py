@@ -1,4 +1,26 @@
-"""Mirage on one speaker of the GRID corpus, small enough for two CPU cores."""
+"""Mirage on one speaker of the GRID corpus, small enough for two CPU cores.
+
+Data: clips of a talking face, as in GRID (25 fps, 16 kHz; CC BY 4.0).
+
+  for s in train val; do python -m launch.prepare --stage clips --input CLIPS \
+      --split split.json --subset $s --out data/grid/clips/$s; done
+
+`:vae`, the autoencoder, 4.0M parameters:
+
+  python -m launch.train --config configs/mirage/grid.py:vae --workdir runs/vae
+  python -m launch.export --workdir runs/vae --clips data/grid/clips/train \
+      --out runs/vae.safetensors
+  for s in train val; do python -m launch.prepare --stage latents --out \
+      data/grid/latents/$s --input data/grid/clips/$s \
+      --vae runs/vae.safetensors; done
+
+`:dit`, the transformer, 8.4M parameters, and `:cross`, the same with audio by
+cross-attention at equal parameters:
+
+  python -m launch.train --config configs/mirage/grid.py:dit --workdir runs/dit
+  python -m launch.export --workdir runs/dit --vae runs/vae.safetensors \
+      --out mirage_jax/assets/grid.safetensors
+"""
 
 import ml_collections
 
@@ -88,6 +110,7 @@ def dit(folder: str, cross: bool) -> ml_collections.ConfigDict:
         video=dict(width=192, mlp_dim=512),
         text=dict(width=64, mlp_dim=128, in_dim=64),
         audio=dict(width=128, mlp_dim=384, in_dim=320),
+        latent_channels=24,
         text_vocab=256,
         rope_area=36.0,
         audio_fusion='joint',
@@ -111,5 +134,5 @@ def dit(folder: str, cross: bool) -> ml_collections.ConfigDict:
   if cross:
     # Equal parameters: what the audio stream loses, the cross layers get.
     config.model.audio_fusion = 'cross'
-    config.model.audio = dict(width=128, mlp_dim=0, in_dim=320)
+    config.model.audio = dict(width=392, mlp_dim=0, in_dim=320)
   return config

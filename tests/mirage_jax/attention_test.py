@@ -43,7 +43,9 @@ def test_gradients_equal_the_reference(name, mask):
 
     return jax.jit(jax.grad(total, (0, 1, 2)))(*draw())
 
-  for label, got, want in zip('qkv', grads(name), grads('reference')):
+  for label, got, want in zip(
+    'qkv', grads(name), grads('reference'), strict=True
+  ):
     assert np.isfinite(want).all() and np.abs(want).max() > 0.01
     np.testing.assert_allclose(got, want, atol=2e-6, err_msg=f'd{label}')
 
