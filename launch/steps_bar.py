@@ -35,7 +35,8 @@ class StepsBar:
     return self._advance
 
   def __exit__(self, *_) -> None:
-    self._bar.stop()
+    if self._bar.console.is_terminal:
+      self._bar.stop()
 
   def _advance(self):
     self._done += 1

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import dataclasses
 from typing import Any, Literal
 
+from flax import linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,18 @@ def new_state(params: Any, tx: optax.GradientTransformation) -> TrainState:
   """Step 0: moments at zero and the average at the parameters."""
   # A copy: a donated state must not hold one buffer twice.
   ema = jax.tree.map(jnp.copy, params)
-  return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema)
+  opt_state = jax.tree.map(_without_empty_box, tx.init(params), is_leaf=_is_box)
+  return TrainState(jnp.zeros((), jnp.int32), params, opt_state, ema)
+
+
+def _is_box(x):
+  return isinstance(x, nn.meta.AxisMetadata)
+
+
+def _without_empty_box(x):
+  """Drops the axis names of what an optimizer leaves to another one."""
+  empty = _is_box(x) and isinstance(x.unbox(), optax.MaskedNode)
+  return x.unbox() if empty else x
 
 
 def update(

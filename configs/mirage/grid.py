@@ -114,6 +114,8 @@ def dit(folder: str, cross: bool) -> ml_collections.ConfigDict:
         text_vocab=256,
         rope_area=36.0,
         audio_fusion='joint',
+        attention='recompute',
+        remat='dots',
       ),
       flow=dict(
         schedule='linear_quadratic',

@@ -87,7 +87,9 @@ def vae_file(tmp_path_factory):
   params = init(jax.random.key(0), frames)['params']
   stats = {'mean': np.full(3, 0.1, np.float32), 'std': np.full(3, 0.5)}
   path = tmp_path_factory.mktemp('vae') / 'vae.safetensors'
-  bundle.save(path, bundle.Bundle({'vae': TINY}, params, stats))
+  bundle.save(
+    path, bundle.Bundle({'vae': TINY, 'data': {'size': 16}}, params, stats)
+  )
   return path
 
 

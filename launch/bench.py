@@ -1,0 +1,185 @@
+"""Speed and memory against other code, in one run on one machine.
+
+  python -m launch.bench mochi
+
+measures a training step (forward, backward, AdamW) and a sampling step (Euler,
+no guidance) of our transformer with Mochi's two streams against diffusers'
+MochiTransformer3DModel (`pip install -e '.[convert]'`): the same sizes, batch,
+tokens and threads, float32, CPU. The sizes are the transformer's of
+configs/mirage/grid.py; that recipe itself, with audio and references, has a
+column of its own. A ratio below 1 says that ours is faster or smaller. For
+fewer threads: `taskset -c 0 python -m launch.bench mochi`.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import importlib.util
+import json
+import sys
+from typing import Any
+
+from absl import app, flags
+
+from configs.mirage import grid
+from launch import side_by_side
+from launch.errors import UserError, one_line
+from launch.side_by_side import Result, Rival
+
+_JSON = flags.DEFINE_bool('json', False, 'print one line of JSON, no table')
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'steps that count, of each side', 1)
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', None, "the recipe's if unset")
+
+TASKS = {'train': 'training step', 'sample': 'sampling step'}
+OURS, THEIRS, RECIPE = 'ours', 'diffusers', 'ours, audio'
+LATENTS = 5  # of a chunk: rope.CHUNK_LATENTS, but here nothing loads JAX
+
+Results = Mapping[str, Mapping[str, Result]]  # by task and side
+
+
+def main(argv: list[str]) -> None:
+  with one_line():
+    names = argv[1:]
+    if len(names) != 1 or names[0] not in BENCHMARKS:
+      raise UserError(
+        f'give one benchmark of: {", ".join(BENCHMARKS)}; got: '
+        f'{" ".join(names) or "none"}'
+      )
+    BENCHMARKS[names[0]]()
+
+
+def mochi() -> None:
+  """Measures, and prints the table or the line."""
+  for name in ('torch', 'diffusers'):
+    if importlib.util.find_spec(name) is None:
+      raise UserError(
+        f"{name} is not installed; `pip install -e '.[convert]'` brings it"
+      )
+  config = grid.get_config('dit')
+  if _BATCH_SIZE.value:
+    config.batch_size = _BATCH_SIZE.value
+  sizes = mochi_sizes(config)
+  results = run_mochi(sizes, json.loads(config.to_json()), _ROUNDS.value)
+  if _JSON.value:
+    print(json.dumps(mochi_summary(sizes, results)))
+  else:
+    print('\n'.join(mochi_table(sizes, results)))
+
+
+def mochi_sizes(config: Mapping[str, Any]) -> dict[str, int]:
+  """What both models are made of, from a recipe for the transformer."""
+  model, (rows, columns) = config['model'], config['latent_size']
+  return {
+    'depth': model['depth'],
+    'heads': model['num_heads'],
+    'head_dim': model['head_dim'],
+    'text_width': model['text']['width'],
+    'features': model['text']['in_dim'],
+    'channels': model['latent_channels'],
+    'batch': config['batch_size'],
+    'frames': config['data']['num_chunks'] * LATENTS,
+    'rows': rows,
+    'columns': columns,
+    'text_length': config['data']['text_length'],
+  }
+
+
+def run_mochi(
+  sizes: Mapping[str, int], config: Mapping[str, Any], rounds: int
+) -> Results:
+  """Both tasks of all three sides."""
+  results = {}
+  for task, title in TASKS.items():
+    same = {'task': task, 'sizes': sizes}
+    rivals = {
+      OURS: Rival('launch.bench_ours:mochi', same),
+      THEIRS: Rival('launch.bench_diffusers:mochi', same),
+      RECIPE: Rival(
+        'launch.bench_ours:recipe', {'task': task, 'config': config}
+      ),
+    }
+    print(f'{title}: starting', file=sys.stderr, flush=True)
+    results[task] = side_by_side.measure(rivals, rounds, _say(title, rounds))
+  return results
+
+
+def _say(title, rounds):
+  def say(number):
+    print(f'{title}: round {number}/{rounds}', file=sys.stderr, flush=True)
+
+  return say
+
+
+def ratio(results: Mapping[str, Result], measure: str) -> float:
+  """Ours over theirs."""
+  return getattr(results[OURS], measure) / getattr(results[THEIRS], measure)
+
+
+def mochi_summary(sizes: Mapping[str, int], results: Results) -> dict[str, Any]:
+  """The ratios (wall seconds; peak memory of training), and all behind them."""
+  return {
+    'train_ratio': ratio(results['train'], 'wall'),
+    'sample_ratio': ratio(results['sample'], 'wall'),
+    'memory_ratio': ratio(results['train'], 'peak_bytes'),
+    'train_cpu_ratio': ratio(results['train'], 'cpu'),
+    'sample_cpu_ratio': ratio(results['sample'], 'cpu'),
+    'sample_memory_ratio': ratio(results['sample'], 'peak_bytes'),
+    'threads': side_by_side.num_threads(),
+    'sizes': dict(sizes),
+    'medians': {
+      task: {side: dataclasses.asdict(result) for side, result in sides.items()}
+      for task, sides in results.items()
+    },
+  }
+
+
+ROWS = (  # field, its title, factor, format
+  ('wall', 'wall, s', 1, '.3f'),
+  ('cpu', 'processor, s', 1, '.3f'),
+  ('first', 'first (compiles), s', 1, '.2f'),
+  ('peak_bytes', 'peak memory, MB', 1e-6, '.0f'),
+)
+
+
+def mochi_table(sizes: Mapping[str, int], results: Results) -> Sequence[str]:
+  """Lines of at most 80 columns."""
+  width = sizes['heads'] * sizes['head_dim']
+  video = sizes['frames'] * sizes['rows'] * sizes['columns'] // 4
+  lines = [
+    "Mirage with Mochi's two streams against diffusers' Mochi, float32, CPU",
+    f'depth {sizes["depth"]}, width {width}, {sizes["heads"]} heads x '
+    f'{sizes["head_dim"]}; batch {sizes["batch"]} x ({video} video + '
+    f'{sizes["text_length"]} text tokens); {side_by_side.num_threads()} threads',
+    '',
+    _row(f'medians of {_rounds(results)}', (OURS, THEIRS, 'ratio', RECIPE)),
+  ]
+  for task, title in TASKS.items():
+    for field, name, factor, form in ROWS:
+      cells = {
+        side: format(getattr(result, field) * factor, form)
+        for side, result in results[task].items()
+      }
+      share = f'{ratio(results[task], field):.2f}'
+      lines.append(
+        _row(
+          f'{title}: {name}', (cells[OURS], cells[THEIRS], share, cells[RECIPE])
+        )
+      )
+  counts = {s: f'{r.num_params:,}' for s, r in results['train'].items()}
+  share = f'{ratio(results["train"], "num_params"):.2f}'
+  cells = (counts[OURS], counts[THEIRS], share, counts[RECIPE])
+  return [*lines, _row('parameters', cells)]
+
+
+def _rounds(results):
+  return len(results['train'][OURS].walls)
+
+
+def _row(title, cells):
+  numbers = ''.join(f'{cell:>11}' for cell in cells)
+  return f'{title:<36}{numbers}'
+
+
+BENCHMARKS = {'mochi': mochi}  # subcommands
+
+if __name__ == '__main__':
+  sys.exit(app.run(main))

@@ -1,0 +1,33 @@
+"""config.init_from: another run's average, a fresh optimizer, step 0."""
+
+import jax
+import numpy as np
+import pytest
+
+from launch import checkpoint, loop
+from launch.errors import UserError
+from tests.launch import toy_config
+
+
+def test_a_run_starts_from_the_average_of_another(tmp_path):
+  first = loop.train(toy_config.plain(num_steps=6), tmp_path / 'first')
+  config = toy_config.plain(num_steps=1, toy__learning_rate=0.0)
+  config['init_from'] = str(tmp_path / 'first')
+  second = loop.train(config, tmp_path / 'second')
+  _, average = checkpoint.restore_params(tmp_path / 'first')
+  jax.tree.map(np.testing.assert_array_equal, second.params, average)
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), first.params, average)
+  assert max(jax.tree.leaves(moved)) > 0  # The average is not the last step.
+  assert int(second.step) == 1
+
+
+def test_another_model_is_refused(tmp_path, monkeypatch):
+  loop.train(toy_config.plain(num_steps=3), tmp_path / 'first')
+  config = toy_config.plain()
+  config['init_from'] = str(tmp_path / 'first')
+  monkeypatch.setattr(
+    loop, 'restore_params', lambda workdir: ({}, {'w': np.zeros(3)})
+  )
+  with pytest.raises(UserError, match=r'init_from=.*first: .* another model'):
+    loop.train(config, tmp_path / 'second')
+  assert not list((tmp_path / 'second').glob('checkpoints/*'))
