@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from launch.side_by_side import Workload
-from mirage_jax import config as config_lib, experiment, flow, sampler
+from mirage_jax import config as config_lib, experiment, sampler
 from mirage_jax.dit import Mirage, count_params
 
 SIGMA, NEXT_SIGMA = 0.75, 0.5

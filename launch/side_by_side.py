@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import pathlib
+import re
 import resource
 import statistics
 import subprocess
@@ -23,8 +24,7 @@ from typing import Any
 from launch.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
-# ru_maxrss is in kilobytes, but in bytes on macOS.
-MAXRSS_BYTES = 1 if sys.platform == 'darwin' else 1024
+STATUS = pathlib.Path('/proc/self/status')
 # Read when JAX starts: the CPU, and compile times that no cache shortens.
 ENVIRONMENT = {'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
 
@@ -197,7 +197,14 @@ def _timed(step: Callable[[], None]) -> dict[str, float]:
 
 
 def _peak_bytes() -> int:
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_BYTES
+  """Largest resident set of this program so far."""
+  if not STATUS.exists():
+    # In kilobytes, but in bytes on macOS.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == 'darwin' else 1024)
+  # Linux's ru_maxrss is at least what the parent had when it forked.
+  (line,) = re.findall(r'^VmHWM:\s+(\d+) kB$', STATUS.read_text(), re.M)
+  return int(line) * 1024
 
 
 def num_threads() -> int:

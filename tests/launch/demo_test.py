@@ -29,13 +29,13 @@ def demo(binary, tiny_file, face):
 
 @pytest.fixture
 def lips(monkeypatch):
-  """Lips that follow the loudness of tiny.speech, shut at 0.4 s; one blink."""
+  """Lips that follow the loudness of tiny.speech, shut at 0.6 s alone; one blink."""
 
   def look(frames, mesh):
     count = len(frames)
     wave = tiny.speech(count / 25)
     mouth = np.abs(wave).reshape(count, 640).max(1)
-    mouth[9:12] = 0
+    mouth = np.where(np.arange(count) // 2 == 7, 0, 0.3 + mouth)
     eyes = np.where(np.arange(count) // 4 == 3, 0.05, 0.3)
     landmarks = np.zeros((count, 468, 3))
     return clip_scores.Look(frames, landmarks, mouth, eyes, True)
@@ -49,9 +49,9 @@ def test_a_sentence_becomes_video_strip_and_figures(
 ):
   phones = [
     speech.Phone('^', 0.0, 0.05),
-    speech.Phone('a', 0.05, 0.4),
-    speech.Phone('b', 0.4, 0.48),
-    speech.Phone('a', 0.48, 1.2),
+    speech.Phone('a', 0.05, 0.56),
+    speech.Phone('b', 0.56, 0.62),
+    speech.Phone('a', 0.62, 1.2),
   ]
   said = []
 
