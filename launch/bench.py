@@ -147,8 +147,10 @@ def mochi_table(sizes: Mapping[str, int], results: Results) -> Sequence[str]:
   lines = [
     "Mirage with Mochi's two streams against diffusers' Mochi, float32, CPU",
     f'depth {sizes["depth"]}, width {width}, {sizes["heads"]} heads x '
-    f'{sizes["head_dim"]}; batch {sizes["batch"]} x ({video} video + '
-    f'{sizes["text_length"]} text tokens); {side_by_side.num_threads()} threads',
+    f'{sizes["head_dim"]}, text width {sizes["text_width"]}; '
+    f'{side_by_side.num_threads()} threads',
+    f'batch {sizes["batch"]} x ({video} video + {sizes["text_length"]} text '
+    f'tokens); "{RECIPE}" is configs/mirage/grid.py:dit',
     '',
     _row(f'medians of {_rounds(results)}', (OURS, THEIRS, 'ratio', RECIPE)),
   ]

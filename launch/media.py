@@ -143,7 +143,10 @@ def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, 'H W 3']:
     still = source.kind.endswith('_pipe') or source.kind.startswith('image2')
     if stream is None or not still:
       raise MediaError(f'{path}: is not {wanted} ({source.kind})')
-    frame = next(source.decode(stream), None)
+    try:
+      frame = next(source.decode(stream), None)
+    except MediaError as error:
+      raise MediaError(f'{path}: is damaged, or not {wanted}') from error
     if frame is None:
       raise MediaError(f'{path}: is not {wanted}')
     return _upright(frame, (frame.width, frame.height))
