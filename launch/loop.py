@@ -166,7 +166,7 @@ def train(
     # What a run starts from, first match wins:
     # 1. the latest complete checkpoint in the workdir: the state and the place
     #    in the data, saved together;
-    # 2. the average of the run in config.init_from, with a fresh optimizer;
+    # 2. the weights in config.init_from, with a fresh optimizer;
     # 3. `exp.init`, drawn from config.seed.
     first = checkpoints.latest_step()
     if first is None:
@@ -203,25 +203,36 @@ def train(
   return state
 
 
-def warm_start(state: Any, workdir: str | os.PathLike) -> Any:
+def warm_start(state: Any, path: str | os.PathLike) -> Any:
   """A fresh state with the averaged parameters of another run.
 
+  Args:
+    state: of step 0.
+    path: a workdir, or a bundle, whose transformer or VAE is taken.
+
   Raises:
-    UserError: that run's parameters are not the same in name or shape.
+    UserError: no parameters there are the same in name and shape.
   """
-  _, params = restore_params(workdir)
-  shapes = [jax.tree.map(np.shape, tree) for tree in (params, state.params)]
-  if shapes[0] != shapes[1]:
+  if os.path.isdir(path):
+    found = [restore_params(path)[1]]
+  else:
+    from launch import bundle  # It knows one package; the loop knows none.
+
+    weights = bundle.load(path)
+    found = [weights.vae, weights.dit]
+  shapes = jax.tree.map(np.shape, state.params)
+  fitting = [p for p in found if jax.tree.map(np.shape, p) == shapes]
+  if not fitting:
     raise UserError(
-      f'config.init_from={workdir}: its parameters are of another model'
+      f'config.init_from={path}: its parameters are of another model'
     )
 
-  def place(values):
+  def place():
     return jax.tree.map(
-      lambda x, like: jax.device_put(x, like.sharding), values, state.params
+      lambda x, like: jax.device_put(x, like.sharding), fitting[0], state.params
     )
 
-  return state.replace(params=place(params), ema=place(params))
+  return state.replace(params=place(), ema=place())
 
 
 def _due(step: int, every: int, last: bool) -> bool:

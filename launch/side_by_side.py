@@ -18,6 +18,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -25,8 +26,13 @@ from launch.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 STATUS = pathlib.Path('/proc/self/status')
-# Read when JAX starts: the CPU, and compile times that no cache shortens.
-ENVIRONMENT = {'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
+# Read when JAX starts: all that it compiles goes to the cache.
+ENVIRONMENT = {
+  'JAX_PLATFORMS': 'cpu',
+  'JAX_ENABLE_COMPILATION_CACHE': 'true',
+  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +62,19 @@ class Result:
 
   Attributes:
     num_params: Scalars in the model.
-    first: Wall seconds of the first step, in which JAX compiles.
+    first: Wall seconds of the first step where nothing is compiled yet.
+    first_peak_bytes: Peak memory of that step's process, which ends with it.
     wall: Median of the wall seconds of a later step.
     cpu: Median of its processor seconds, summed over threads.
-    start_bytes: Peak memory of the process before the maker ran and imported
-      anything it does not import at its top.
-    peak_bytes: Peak memory of the process over its life.
+    start_bytes: Peak memory of the process before the maker ran.
+    peak_bytes: Peak memory of the process over its life; the compiler is not
+      part of it.
     walls: Wall seconds of each round.
   """
 
   num_params: int
   first: float
+  first_peak_bytes: int
   wall: float
   cpu: float
   start_bytes: int
@@ -81,6 +89,9 @@ def measure(
 ) -> dict[str, Result]:
   """Starts all rivals, then lets each make one step in turn, `rounds` times.
 
+  Each is started twice: a process makes the first step, with a compilation
+  cache that is empty, and ends; the one that is measured finds it full.
+
   Args:
     rivals: by name, in the order of their turns.
     rounds: steps of each that count, after the first one.
@@ -90,25 +101,30 @@ def measure(
     UserError: a rival's process has ended; its own words are on stderr.
   """
   turns = {name: [] for name in rivals}
+  firsts, processes = {}, {}
   with contextlib.ExitStack() as stack:
-    processes = {}
-    for name, rival in rivals.items():  # one after another: no shared start
-      processes[name] = stack.enter_context(_Process(name, rival))
-    starts = {name: p.start for name, p in processes.items()}
+    cache = stack.enter_context(tempfile.TemporaryDirectory())
+    for name, rival in rivals.items():
+      with _Process(name, rival, cache) as process:
+        firsts[name] = process.start
+    for name, rival in rivals.items():
+      process = _Process(name, rival, cache)
+      processes[name] = stack.enter_context(process)
     for number in range(1, rounds + 1):
       on_round(number)
       for name, process in processes.items():
         turns[name].append(process.turn())
-  return {name: _result(starts[name], turns[name]) for name in rivals}
+  return {name: _result(firsts[name], turns[name]) for name in rivals}
 
 
-def _result(start: Mapping[str, Any], turns: Sequence[Mapping[str, Any]]):
+def _result(first: Mapping[str, Any], turns: Sequence[Mapping[str, Any]]):
   return Result(
-    num_params=start['num_params'],
-    first=start['wall'],
+    num_params=first['num_params'],
+    first=first['wall'],
+    first_peak_bytes=first['peak_bytes'],
     wall=statistics.median(turn['wall'] for turn in turns),
     cpu=statistics.median(turn['cpu'] for turn in turns),
-    start_bytes=start['start_bytes'],
+    start_bytes=first['start_bytes'],
     peak_bytes=turns[-1]['peak_bytes'],
     walls=tuple(turn['wall'] for turn in turns),
   )
@@ -117,7 +133,7 @@ def _result(start: Mapping[str, Any], turns: Sequence[Mapping[str, Any]]):
 class _Process:
   """A rival's process: a line to stdin is a turn, its answer a line of JSON."""
 
-  def __init__(self, name: str, rival: Rival):
+  def __init__(self, name: str, rival: Rival, cache: str):
     self._name = name
     self._process = subprocess.Popen(
       [
@@ -131,7 +147,7 @@ class _Process:
       stdout=subprocess.PIPE,
       text=True,
       cwd=ROOT,
-      env=os.environ | ENVIRONMENT,
+      env=os.environ | ENVIRONMENT | {'JAX_COMPILATION_CACHE_DIR': cache},
     )
 
   def __enter__(self) -> '_Process':

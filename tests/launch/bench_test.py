@@ -3,59 +3,26 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 
 from launch import bench, errors, side_by_side
-from launch.side_by_side import Result, Rival, Workload
+from launch.side_by_side import Result, Rival
 
-HERE = 'tests.launch.bench_test'
+RIVALS = 'tests.launch.toy_rivals'
 MEGABYTES = 200
-
-
-def sleeper(first, later, log, name):
-  """A maker: its first step takes longer than the others."""
-  seconds = iter([first])
-  print('what a library prints')
-
-  def step():
-    with open(log, 'a') as file:
-      file.write(name)
-    time.sleep(next(seconds, later))
-
-  return Workload(step, 7)
-
-
-def hoarder():
-  """A maker whose first step alone needs memory, and the processor."""
-  sizes = iter([MEGABYTES])
-  return Workload(lambda: bytes([1]) * (next(sizes, 1) * 10**6), 0)
-
-
-def spinner():
-  def step():
-    end = time.process_time() + 0.05
-    while time.process_time() < end:
-      pass
-
-  return Workload(step, 0)
-
-
-def broken():
-  raise RuntimeError('no such model')
 
 
 def test_rivals_take_turns_and_the_first_step_is_apart(tmp_path):
   log = tmp_path / 'log'
   same = {'first': 0.2, 'log': str(log)}
   rivals = {
-    'a': Rival(f'{HERE}:sleeper', same | {'later': 0.01, 'name': 'a'}),
-    'b': Rival(f'{HERE}:sleeper', same | {'later': 0.05, 'name': 'b'}),
+    'a': Rival(f'{RIVALS}:sleeper', same | {'later': 0.01, 'name': 'a'}),
+    'b': Rival(f'{RIVALS}:sleeper', same | {'later': 0.05, 'name': 'b'}),
   }
   seen = []
   results = side_by_side.measure(rivals, 3, seen.append)
-  assert log.read_text() == 'ab' + 'ababab'
+  assert log.read_text() == 'ab' + 'ab' + 'ababab'  # cold, warm, measured
   assert seen == [1, 2, 3]
   for result in results.values():
     assert result.first >= 0.2
@@ -68,8 +35,8 @@ def test_rivals_take_turns_and_the_first_step_is_apart(tmp_path):
 
 def test_peak_memory_is_of_the_rival_alone():
   rivals = {
-    'big': Rival(f'{HERE}:hoarder', {}),
-    'small': Rival(f'{HERE}:spinner', {}),
+    'big': Rival(f'{RIVALS}:hoarder', {'megabytes': MEGABYTES}),
+    'small': Rival(f'{RIVALS}:spinner', {}),
   }
   results = side_by_side.measure(rivals, 1)
   grown = {k: r.peak_bytes - r.start_bytes for k, r in results.items()}
@@ -78,10 +45,20 @@ def test_peak_memory_is_of_the_rival_alone():
   assert results['small'].cpu >= 0.05
 
 
+def test_what_only_a_first_step_needs_is_apart(tmp_path):
+  rival = Rival(
+    f'{RIVALS}:compiler',
+    {'marker': str(tmp_path / 'compiled'), 'megabytes': MEGABYTES},
+  )
+  result = side_by_side.measure({'x': rival}, 1)['x']
+  assert result.first_peak_bytes - result.start_bytes > 0.9e6 * MEGABYTES
+  assert result.peak_bytes - result.start_bytes < 0.1e6 * MEGABYTES
+
+
 def test_a_rival_that_dies_is_told_and_the_others_end(capfd):
   rivals = {
-    'good': Rival(f'{HERE}:spinner', {}),
-    'bad': Rival(f'{HERE}:broken', {}),
+    'good': Rival(f'{RIVALS}:spinner', {}),
+    'bad': Rival(f'{RIVALS}:broken', {}),
   }
   with pytest.raises(errors.UserError, match='bad: the process ended with 1'):
     side_by_side.measure(rivals, 1)
@@ -89,7 +66,7 @@ def test_a_rival_that_dies_is_told_and_the_others_end(capfd):
 
 
 def test_medians_not_means():
-  start = {'num_params': 1, 'wall': 9.0, 'start_bytes': 10}
+  start = {'num_params': 1, 'wall': 9.0, 'start_bytes': 10, 'peak_bytes': 90}
   turns = [
     {'wall': wall, 'cpu': 2 * wall, 'peak_bytes': peak}
     for wall, peak in [(1.0, 20), (50.0, 30), (2.0, 30)]
@@ -97,6 +74,7 @@ def test_medians_not_means():
   assert side_by_side._result(start, turns) == Result(
     num_params=1,
     first=9.0,
+    first_peak_bytes=90,
     wall=2.0,
     cpu=4.0,
     start_bytes=10,
@@ -108,7 +86,10 @@ def test_medians_not_means():
 @pytest.fixture
 def results():
   def result(wall, peak):
-    return Result(1_234_567, 20.0, wall, 2 * wall, 10**8, peak, (wall,) * 5)
+    memory = (10**8, peak)
+    return Result(
+      1_234_567, 20.0, 5 * 10**9, wall, 2 * wall, *memory, (wall,) * 5
+    )
 
   return {
     'train': {

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch import checkpoint, loop
+from launch import bundle, checkpoint, loop
 from launch.errors import UserError
 from tests.launch import toy_config
 
@@ -31,3 +31,19 @@ def test_another_model_is_refused(tmp_path, monkeypatch):
   with pytest.raises(UserError, match=r'init_from=.*first: .* another model'):
     loop.train(config, tmp_path / 'second')
   assert not list((tmp_path / 'second').glob('checkpoints/*'))
+
+
+def test_a_bundle_gives_the_part_that_fits(tmp_path):
+  first = loop.train(toy_config.plain(num_steps=3), tmp_path / 'first')
+  _, average = checkpoint.restore_params(tmp_path / 'first')
+  stats = {'mean': np.zeros(1), 'std': np.ones(1)}
+  window = {'size': 8, 'num_chunks': 1, 'text_length': 1, 'past': 0}
+  config = {'vae': {'latent_channels': 1}, 'dit': {}, 'data': window}
+  path = tmp_path / 'weights.safetensors'
+  other = {'kernel': np.zeros((2, 2))}
+  bundle.save(path, bundle.Bundle(config, other, stats, average))
+  fresh = jax.tree.map(np.zeros_like, first.params)
+  fresh = jax.tree.map(jax.numpy.asarray, fresh)
+  started = loop.warm_start(first.replace(params=fresh), path)
+  half = jax.tree.map(lambda x: x.astype(np.float16), average)
+  jax.tree.map(np.testing.assert_array_equal, started.params, half)
