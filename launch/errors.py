@@ -16,8 +16,11 @@ class UserError(Exception):
 def one_line() -> Iterator[None]:
   """Prints a UserError as one line and exits with 1; `-v=1` adds a traceback.
 
-  So do a missing file and a full disk, wherever they strike.
+  So do a missing file and a full disk, wherever they strike. JAX and Orbax tell
+  of every step they take; here they only warn.
   """
+  if not logging.vlog_is_on(1):
+    logging.set_verbosity(logging.WARNING)
   try:
     yield
   except (UserError, OSError) as error:

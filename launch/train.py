@@ -20,7 +20,7 @@ events. SIGTERM saves and exits with 0; a second one exits at once.
 import json
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 import jax
 from ml_collections import config_flags
 
@@ -89,8 +89,6 @@ def parse_flags(argv: list[str]) -> list[str]:
       cause = error.__cause__ or error
       said = str(cause).strip().splitlines()[-1].strip()
       raise UserError(f'{said}; see --help') from error
-  if flags.FLAGS['verbosity'].using_default_value:
-    flags.FLAGS.verbosity = logging.WARNING  # Orbax tells of every rename.
   return rest
 
 
