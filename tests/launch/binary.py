@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import sys
 
-from absl import flags
+from absl import flags, logging  # noqa: F401  Its flags are no binary's.
 
 
 class Binary:
