@@ -13,9 +13,10 @@ import numpy as np
 from launch import clip_scores, evaluation_report, faces, filmstrip, media
 from launch.errors import UserError
 from mirage_jax import evals
+from mirage_jax.audio import RATE, TOKEN_RATE
+from mirage_jax.vae import CHUNK
 
-FPS, RATE = 25, 16000
-CHUNK = 25  # the autoencoder codes whole chunks of this many frames
+FPS = TOKEN_RATE
 
 # (wave, image, seed) -> frames uint8[N size size 3], as long as the wave
 Generate = Callable[[np.ndarray, np.ndarray, int], np.ndarray]

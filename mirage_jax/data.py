@@ -9,9 +9,10 @@ import jax
 import numpy as np
 
 from mirage_jax import augment, records, text
+from mirage_jax.audio import TOKEN_RATE
 from mirage_jax.rope import CHUNK_FRAMES, CHUNK_LATENTS
 
-FPS = 25
+FPS = TOKEN_RATE
 
 
 @dataclasses.dataclass(frozen=True)
