@@ -48,13 +48,24 @@ def rms_norm(x: Float[Array, '...'], eps: float) -> Float[Array, '...']:
 
 
 class HeadNorm(nn.Module):
-  """RMSNorm of every head with one learned weight; keeps the dtype."""
+  """RMSNorm of every head with one learned weight; keeps the dtype.
+
+  Attributes:
+    alignment: If not 0, a learned bias is added, see `rope.init_alignment`.
+  """
+
+  alignment: float = 0.0
 
   @nn.compact
   def __call__(self, x: Float[Array, 'B T H D']) -> Float[Array, 'B T H D']:
     ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ('kv',))
     weight = self.param('scale', ones, x.shape[-1:], jnp.float32)
-    return (rms_norm(x, QK_EPS) * weight[None, None, None]).astype(x.dtype)
+    y = rms_norm(x, QK_EPS) * weight[None, None, None]
+    if self.alignment:
+      init = lambda key, shape: rope.init_alignment(shape, self.alignment)
+      init = nn.with_logical_partitioning(init, ('heads', 'kv'))
+      y = y + self.param('bias', init, x.shape[-2:])[None, None]
+    return y.astype(x.dtype)
 
 
 class Modulation(nn.Module):
@@ -109,9 +120,10 @@ class Stream(nn.Module):
       use_bias=False,
       dtype=cfg.dtype,
     )
-    self.k_norm = HeadNorm()
+    alignment = cfg.time_alignment
+    self.k_norm = HeadNorm(alignment if self.name == 'audio' else 0.0)
     if self.updates:
-      self.q_norm = HeadNorm()
+      self.q_norm = HeadNorm(alignment if self.name == 'video' else 0.0)
       self.out = Linear(
         (*heads, width), (*names, 'embed'), num_in=2, dtype=cfg.dtype
       )
@@ -206,7 +218,8 @@ class CrossAttention(nn.Module):
     kv = Linear(
       (wide, 2, *heads), ('embed', None, *names), name='kv', **options
     )(context.audio)
-    q, k = HeadNorm(name='q_norm')(q), HeadNorm(name='k_norm')(kv[:, :, 0])
+    q = HeadNorm(cfg.time_alignment, name='q_norm')(q)
+    k = HeadNorm(cfg.time_alignment, name='k_norm')(kv[:, :, 0])
     if 'video' in context.tables:
       tables = tuple(t[:, self.skip :] for t in context.tables['video'])
       q = rope.apply_rotary(q, tables)

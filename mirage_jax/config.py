@@ -48,6 +48,12 @@ class MirageConfig:
       attention from video tokens to audio tokens.
     audio_condition: What modulates audio: the 'timestep' alone, or the 'joint'
       text-and-timestep vector.
+    prediction: What the last layer gives: the 'velocity', as in Mochi, or the
+      clean 'data', from which the velocity follows ("Back to Basics", arXiv
+      2511.13720): noise need not pass through the network, so that a patch may
+      have more numbers than a token.
+    time_alignment: Strength at the start of a learned bias by which video
+      tokens attend to audio tokens of the same time; 0 is none, as in Mochi.
     reference_sigma_zero: Modulate reference tokens as clean (sigma = 0); False
       gives them the modulation of the noisy tokens.
     rope_area: Rows x columns that spatial positions are rescaled to. Mochi has
@@ -73,6 +79,8 @@ class MirageConfig:
   text_pool_heads: int = 8
   audio_fusion: Literal['joint', 'cross'] = 'joint'
   audio_condition: Literal['timestep', 'joint'] = 'timestep'
+  prediction: Literal['velocity', 'data'] = 'velocity'
+  time_alignment: float = 0.0
   reference_sigma_zero: bool = True
   rope_area: float = 192.0 * 192.0
   remat: Literal['none', 'dots', 'full'] = 'none'
@@ -117,6 +125,10 @@ class FlowConfig:
     jitter: Draw uniformly inside the table's step instead of at its start.
     logit_mean: Mean of the logit-normal draw.
     logit_std: Standard deviation of the logit-normal draw.
+    full_weight_from: Below this noise level a sample counts less, by the square
+      of its share: its error in the data counts as if at this level. Else a
+      model that predicts data learns little but details of low noise (compare
+      min-SNR, arXiv 2303.09556). 0 counts all alike.
     drop_text: Probability that a sample loses its text.
     drop_audio: Probability that a sample loses its audio.
     drop_reference: Probability that a sample loses its reference tokens.
@@ -131,6 +143,7 @@ class FlowConfig:
   jitter: bool = True
   logit_mean: float = 0.0
   logit_std: float = 1.0
+  full_weight_from: float = 0.0
   drop_text: float = 0.1
   drop_audio: float = 0.1
   drop_reference: float = 0.1

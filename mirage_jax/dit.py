@@ -24,6 +24,8 @@ REMAT = {
   ),
   'full': _POLICIES.nothing_saveable,
 }
+# Below it, a predicted clean latent turns into a velocity as if at it.
+MIN_SIGMA = 0.05
 
 
 class Mirage(nn.Module):
@@ -90,7 +92,11 @@ class Mirage(nn.Module):
       audio_mask=cond.get('audio_mask'),
     )
     x = self._blocks(streams, context, lengths)
-    return self._velocity(x, context.cond['video'][:, -1:], video.shape)
+    x = self._output(x, context.cond['video'][:, -1:], video.shape)
+    if cfg.prediction == 'velocity':
+      return x
+    least = jnp.maximum(sigma.astype(jnp.float32), MIN_SIGMA)
+    return (x - video) / least[:, None, None, None, None]
 
   def _linear(self, name, shape, **options):
     options = dict(dtype=self.cfg.dtype) | options
@@ -187,7 +193,7 @@ class Mirage(nn.Module):
     last = make(cfg, lengths, last=True, name='last')
     return last(streams, context)[0]['video']
 
-  def _velocity(self, x, cond, shape):
+  def _output(self, x, cond, shape):
     """Affine-free LayerNorm, shift and scale, Linear to patches."""
     cfg, width = self.cfg, self.cfg.video.width
     linear = Linear(

@@ -132,4 +132,6 @@ def loss(
   predicted = apply(interpolate(video, noise, sigma), sigma, cond)
   error = predicted.astype(jnp.float32) - velocity(video, noise)
   losses = jnp.mean(jnp.square(error), axis=range(1, video.ndim))
+  if cfg.full_weight_from:
+    losses *= jnp.minimum(sigma / cfg.full_weight_from, 1) ** 2
   return jnp.mean(losses), {'sigma': sigma, 'loss': losses}

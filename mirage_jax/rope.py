@@ -98,6 +98,22 @@ def init_frequencies(
   return frequencies.at[2, :, num_time:].set(size * jnp.cos(angle))
 
 
+def init_alignment(
+  shape: Sequence[int], strength: float
+) -> Float[Array, 'H D']:
+  """A bias of normalised queries and keys that lets equal times attend.
+
+  Added to both before they turn, it adds strength^2 * sum_p cos(w_p dt) to
+  their product, p over the pairs that `init_frequencies` turns with time alone.
+  It falls linearly over the heads, to zero in the last.
+  """
+  heads, size = shape
+  falls = np.linspace(strength, 0.0, heads + 1)[:-1]
+  bias = np.zeros((heads, size), np.float32)
+  bias[:, : -(-(size // 2) // 3)] = falls[:, None]
+  return jnp.asarray(bias)
+
+
 def rotary_tables(
   frequencies: Float[Array, '3 H P'], positions: Float[Array, 'B T 3']
 ) -> tuple[Float[Array, 'B T H P'], Float[Array, 'B T H P']]:

@@ -84,20 +84,21 @@ def vae(folder: str) -> ml_collections.ConfigDict:
 
 
 def dit(folder: str, cross: bool) -> ml_collections.ConfigDict:
-  """The transformer on two-second windows: 360 video tokens, 558 in all."""
+  """The transformer on two-second windows: 90 video tokens, 207 in all."""
   config = ml_collections.ConfigDict(
     dict(
       experiment='mirage_jax.experiment',
       seed=0,
-      num_steps=1700,
-      batch_size=4,
-      log_every=20,
-      save_every=100,
-      eval_every=300,
+      num_steps=5000,
+      batch_size=8,
+      log_every=25,
+      save_every=200,
+      eval_every=500,
       eval_batches=10,
       keep=2,
       keep_every=0,
       mesh=dict(data=-1, fsdp=1, context=1, tensor=1),
+      init_from='',
       latent_size=(12, 12),
       data=dict(
         train=f'{folder}/train',
@@ -117,13 +118,17 @@ def dit(folder: str, cross: bool) -> ml_collections.ConfigDict:
         audio=dict(width=128, mlp_dim=384, in_dim=320),
         latent_channels=24,
         text_vocab=256,
-        rope_area=36.0,
+        rope_area=9.0,
+        patch_size=4,
+        prediction='data',
+        time_alignment=2.0,
         audio_fusion='joint',
         attention='recompute',
         remat='dots',
       ),
       flow=dict(
         schedule='linear_quadratic',
+        full_weight_from=0.3,
         drop_text=0.1,
         drop_audio=0.1,
         drop_reference=0.1,
@@ -134,7 +139,7 @@ def dit(folder: str, cross: bool) -> ml_collections.ConfigDict:
         learning_rate=1.5e-3,
         warmup_steps=100,
         b2=0.99,
-        ema_decay=0.995,
+        ema_decay=0.998,
       ),
     )
   )

@@ -137,6 +137,48 @@ def test_a_fresh_model_predicts_zero():
   assert not np.any(velocity)
 
 
+def test_a_predicted_data_latent_becomes_the_velocity_towards_it():
+  _, params, _ = make(SMALL)
+  cond = {'audio': make_cond()['audio']}
+  model = dit.Mirage(dataclasses.replace(SMALL, prediction='data'))
+  sigma = jnp.array([0.9, 0.01])
+  got = model.apply({'params': params}, VIDEO, sigma, cond)
+  same = dit.Mirage(SMALL).apply({'params': params}, VIDEO, sigma, cond)
+  least = np.array([0.9, dit.MIN_SIGMA]).reshape(2, 1, 1, 1, 1)
+  np.testing.assert_allclose(got, (same - VIDEO) / least, atol=1e-4)
+
+
+@pytest.mark.parametrize('cfg', [CFG, CROSS], ids=['joint', 'cross'])
+def test_aligned_video_hears_its_own_time(cfg):
+  cfg = dataclasses.replace(cfg, text=None, text_vocab=0, head_dim=48)
+  changes = {}
+  for alignment in (0.0, 4.0):
+    model = dit.Mirage(dataclasses.replace(cfg, time_alignment=alignment))
+    audio = jax.random.normal(jax.random.key(1), (2, 25, 5))
+    video = jax.random.normal(jax.random.key(0), (2, 5, 4, 4, 3))
+    fresh = nn.unbox(
+      model.init(jax.random.key(2), video, SIGMA, {'audio': audio})
+    )['params']
+    opened = jax.tree_util.tree_map_with_path(_open_gates, fresh)
+    apply = jax.jit(functools.partial(model.apply, {'params': opened}))
+    base = apply(video, SIGMA, {'audio': audio})
+    # The sound of frames 7 to 12, which are latent 2.
+    poked = apply(video, SIGMA, {'audio': audio.at[:, 7:13].add(3.0)})
+    change = np.square(poked - base).mean(axis=(0, 2, 3, 4))
+    changes[alignment] = change[2] / np.delete(change, 2).max()
+  assert changes[0.0] < 2 < changes[4.0], changes
+
+
+def _open_gates(path, x):
+  """Nothing gets through a fresh model: its gates and last layer are zero."""
+  name = jax.tree_util.keystr(path)
+  if 'modulation' in name and 'bias' in name:
+    return x + 0.5
+  if "'out'" in name and 'kernel' in name and not np.any(x):
+    return jax.random.normal(jax.random.key(3), x.shape)
+  return x
+
+
 @pytest.mark.full
 def test_remat_changes_no_gradient():
   _, params, _ = make(SMALL)

@@ -112,6 +112,19 @@ def test_the_true_velocity_has_no_loss_and_others_have():
   np.testing.assert_allclose(loss, 0.25, rtol=1e-3)
 
 
+def test_low_noise_counts_as_an_error_in_the_data():
+  video = jnp.full((64, 2, 2, 2, 3), 0.7)
+
+  def apply(x, sigma, cond):  # the data, off by 0.1
+    return (video + 0.1 - x) / sigma[:, None, None, None, None]
+
+  cfg = config.FlowConfig(schedule='uniform', full_weight_from=0.3)
+  _, parts = flow.loss(apply, video, {}, KEY, cfg)
+  want = (0.1 / np.maximum(parts['sigma'], 0.3)) ** 2
+  np.testing.assert_allclose(parts['loss'], want, rtol=1e-3)
+  assert parts['sigma'].min() < 0.1
+
+
 def test_the_loss_is_float32_for_a_bfloat16_network():
   def apply(x, sigma, cond):
     return jnp.zeros_like(x, jnp.bfloat16)

@@ -74,3 +74,22 @@ def test_streams_start_on_the_same_clock():
   size = np.hypot(video[1], video[2])
   np.testing.assert_array_equal(size[:, :6], 0)
   assert size[:, 6:].min() > 0.099 and size.max() < 1.001
+
+
+def test_alignment_lets_equal_times_attend():
+  frequencies = rope.init_frequencies(jax.random.key(0), (3, 2, 16), space=True)
+  bias = rope.init_alignment((2, 32), 2.0)[None, None]
+  time = np.linspace(-2, 2, 41)
+  here = rope.rotary_tables(frequencies, jnp.zeros((1, 1, 3)))
+  there = rope.rotary_tables(
+    frequencies, rope.line_positions(jnp.asarray(time, jnp.float32)[None])
+  )
+  q = rope.apply_rotary(bias, here)
+  k = rope.apply_rotary(jnp.repeat(bias, 41, axis=1), there)
+  logits = np.einsum('BTHD,BSHD->HS', q, k)
+  # 6 of 16 pairs turn with time alone; the second head has half the strength.
+  turns = np.geomspace(*rope.TIME_RANGE, 6)
+  want = 4 * np.cos(turns[:, None] * time).sum(0)
+  np.testing.assert_allclose(logits[0], want, atol=1e-4)
+  np.testing.assert_allclose(logits[1], want / 4, atol=1e-4)
+  assert np.argmax(logits[0]) == 20
