@@ -69,6 +69,8 @@ def mochi_config(sizes: Mapping[str, int]) -> config_lib.MirageConfig:
       text, hidden(text), sizes['features'], rope=False
     ),
     latent_channels=sizes['channels'],
+    attention='recompute',
+    remat='dots',
   )
 
 

@@ -109,7 +109,7 @@ class Source:
     time = float(at.pts * at.time_base) if at.pts is not None else 0.0
     return MediaError(
       f'{self._path}: damaged {stream.type} at {time:.2f} s; re-encode it, or'
-      ' read it with tolerant=True'
+      ' keep what can be read with --tolerant of launch.prepare'
     )
 
 

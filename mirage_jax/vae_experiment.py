@@ -26,8 +26,6 @@ from mirage_jax import (
 )
 from mirage_jax.vae import Vae, VaeConfig
 
-SQUARE = 5.0  # Weight of the squared error beside the absolute one.
-
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -60,13 +58,16 @@ def motion_weights(
   return (1.0 + motion * relative[:, None]) / (1.0 + motion)
 
 
-def objective(params, frames, key, *, model, kl_weight, motion):
-  """Reconstruction + kl_weight * KL per latent; frames uint8 [B N Yp Xp 3]."""
+def objective(params, frames, key, *, model, kl_weight, motion, square):
+  """Reconstruction + kl_weight * KL per latent; frames uint8 [B N Yp Xp 3].
+
+  `square` is the weight of the squared error beside the absolute one: a missed
+  opening of the mouth counts for more than grain.
+  """
   x = latents.to_float(frames)
   y, mean, logvar = model.apply({'params': params}, x, key)
   error = jnp.abs(y - x)
-  # The square makes a missed opening of the mouth count for more than grain.
-  error = motion_weights(x, motion) * (error + SQUARE * error**2)
+  error = motion_weights(x, motion) * (error + square * error**2)
   reconstruction = error.mean()
   kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1.0 - logvar).mean()
   mse = jnp.square(jnp.clip(y, -1.0, 1.0) - x).mean((1, 2, 3, 4))
@@ -119,6 +120,7 @@ def make(config: Mapping[str, Any]) -> Experiment:
     model=model,
     kl_weight=config['kl_weight'],
     motion=config['motion_weight'],
+    square=config['square_weight'],
   )
   shape = abstract_batch(config, config['batch_size'])['frames'].shape
   clips = functools.partial(

@@ -58,6 +58,7 @@ def vae(folder: str) -> ml_collections.ConfigDict:
       init_from='',
       kl_weight=2e-4,
       motion_weight=8.0,
+      square_weight=5.0,
       data=dict(
         train=f'{folder}/train', eval=f'{folder}/val', num_frames=13, size=96
       ),
