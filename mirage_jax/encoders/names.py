@@ -4,7 +4,7 @@ A checkpoint's layout is data: a `Places` table with one `Place` per piece. The
 same table loads, saves, and says what does not fit, before any tensor is read.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -140,6 +140,17 @@ def check(
   tensors = {name: found[theirs] for name, theirs in spelled.items()}
   names_diff.check(layout.what, want, tensors)
   return spelled
+
+
+def choose(layouts: Sequence[Places], found: Iterable[str]) -> Places:
+  """The layout that most of a checkpoint's names are of, for `check`."""
+  names = list(found)
+
+  def score(layout):
+    wanted = {place.name for place in layout.places}
+    return sum(layout.canonical(name) in wanted for name in names)
+
+  return max(layouts, key=score)
 
 
 def pieces(

@@ -10,18 +10,21 @@ import jax
 import numpy as np
 import pytest
 
-from mirage_jax import config, dit
+from mirage_jax import config, dit, mochi_weights
+from mirage_jax.encoders import names
 
 REASON = 'parity with the original needs the `convert` extra'
 torch = pytest.importorskip('torch', reason=REASON)
 diffusers = pytest.importorskip('diffusers', reason=REASON)
+single_file = pytest.importorskip(
+  'diffusers.loaders.single_file_utils', reason=REASON
+)
 
 # torch's autocast says on a CPU that float32 is no lower precision.
 pytestmark = pytest.mark.filterwarnings('ignore:In CPU autocast')
 
 HEADS, HEAD, WIDTH, TEXT, CHANNELS, FEATURES = 2, 16, 32, 24, 4, 32
 DEPTH = 3
-PAIRS = np.concatenate([np.arange(0, HEAD, 2), np.arange(1, HEAD, 2)])
 
 
 def make_theirs():
@@ -53,111 +56,26 @@ def make_ours():
   )
 
 
-class Weights:
-  """Takes torch weights one by one, as kernels of shape (in, out)."""
-
-  def __init__(self, model):
-    self.left = {k: v.detach().numpy() for k, v in model.state_dict().items()}
-
-  def take(self, name):
-    return self.left.pop(name)
-
-  def kernel(self, name):
-    return self.take(f'{name}.weight').T
-
-  def linear(self, name, shape=None):
-    kernel, bias = self.kernel(name), self.take(f'{name}.bias')
-    return {'kernel': kernel.reshape(shape or kernel.shape), 'bias': bias}
+def to_numpy(model):
+  return {k: v.detach().numpy() for k, v in model.state_dict().items()}
 
 
-def qkv(weights, names):
-  """Joins per-head kernels; queries' and keys' pairs become (d, d + D/2)."""
-  kernels = []
-  for name in names:
-    kernel = weights.kernel(name).reshape(-1, HEADS, HEAD)
-    kernels.append(kernel if '_v' in name else kernel[..., PAIRS])
-  return {'kernel': np.stack(kernels, 1)}
-
-
-def swiglu(weights, name):
-  up = weights.kernel(f'{name}.net.0.proj')
-  value, gate = np.split(up, 2, axis=1)
-  down = weights.kernel(f'{name}.net.2')
-  return {
-    'up': {'kernel': np.stack([gate, value], 1)},
-    'down': {'kernel': down},
+def abstract_params(model):
+  cfg, like = model.cfg, jax.ShapeDtypeStruct
+  size = cfg.patch_size
+  cond = {
+    'text': like((1, 2, cfg.text.in_dim), np.float32),
+    'text_mask': like((1, 2), bool),
   }
-
-
-def convert_block(weights, i, last):
-  at = f'transformer_blocks.{i}'
-  attn = f'{at}.attn1'
-  norm = lambda name: {'scale': weights.take(f'{attn}.{name}.weight')[PAIRS]}
-  modulation = lambda name: {'linear': weights.linear(f'{at}.{name}')}
-  shape = (HEADS, HEAD, -1)
-  video = {
-    'modulation': modulation('norm1.linear'),
-    'qkv': qkv(weights, [f'{attn}.to_{x}' for x in 'qkv']),
-    'q_norm': norm('norm_q'),
-    'k_norm': norm('norm_k'),
-    'out': weights.linear(f'{attn}.to_out.0', shape),
-    'mlp': swiglu(weights, f'{at}.ff'),
-  }
-  kinds = 'kv' if last else 'qkv'
-  name = 'norm1_context.linear_1' if last else 'norm1_context.linear'
-  text = {
-    'modulation': modulation(name),
-    'qkv': qkv(weights, [f'{attn}.add_{x}_proj' for x in kinds]),
-    'k_norm': norm('norm_added_k'),
-  }
-  if not last:
-    text['q_norm'] = norm('norm_added_q')
-    text['out'] = weights.linear(f'{attn}.to_add_out', shape)
-    text['mlp'] = swiglu(weights, f'{at}.ff_context')
-  return {'video': video, 'text': text}
+  video = like((1, 1, size, size, cfg.latent_channels), np.float32)
+  key, sigma = jax.random.key(0), like((1,), np.float32)
+  return nn.unbox(jax.eval_shape(model.init, key, video, sigma, cond))['params']
 
 
 def convert(model):
-  weights = Weights(model)
-  patch = weights.take('patch_embed.proj.weight').transpose(2, 3, 1, 0)
-  pool, heads = 'time_embed.pooler', (8, FEATURES // 8)
-  kv = weights.linear(f'{pool}.to_kv', (FEATURES, 2, *heads))
-  kv['bias'] = kv['bias'].reshape(2, *heads)
-  q = weights.linear(f'{pool}.to_q', (FEATURES, *heads))
-  q['bias'] = q['bias'].reshape(heads)
-  final = weights.linear('norm_out.linear')
-  # diffusers keeps (scale, shift); Mochi's own code and ours (shift, scale).
-  final = {k: np.roll(v, WIDTH, axis=-1) for k, v in final.items()}
-  blocks = [convert_block(weights, i, False) for i in range(DEPTH - 1)]
-  time = 'time_embed.timestep_embedder.linear'
-  params = {
-    'video_in': {
-      'kernel': patch.reshape(-1, WIDTH),
-      'bias': weights.take('patch_embed.proj.bias'),
-    },
-    'sigma': {
-      'up': weights.linear(f'{time}_1'),
-      'out': weights.linear(f'{time}_2'),
-    },
-    'pool': {
-      'q': q,
-      'kv': kv,
-      'out': weights.linear(f'{pool}.to_out', (*heads, -1)),
-    },
-    'text_in': weights.linear('time_embed.caption_proj'),
-    'video_frequencies': weights.take('pos_frequencies'),
-    'blocks': jax.tree.map(lambda *x: np.stack(x), *blocks),
-    'last': convert_block(weights, DEPTH - 1, True),
-    'final_modulation': final,
-    'out': weights.linear('proj_out'),
-  }
-  # The last block's text queries have no reader in either model.
-  dead = f'transformer_blocks.{DEPTH - 1}.attn1'
-  assert sorted(weights.left) == [
-    f'{dead}.add_q_proj.weight',
-    f'{dead}.norm_added_q.weight',
-  ]
-  return params
+  ours = make_ours()
+  layout = mochi_weights.diffusers(ours.cfg)
+  return names.load(layout, abstract_params(ours), to_numpy(model))
 
 
 @pytest.fixture(scope='module')
@@ -193,13 +111,41 @@ def run(params, inputs, **changes):
   )
 
 
-def test_parameters_have_our_shapes(theirs, inputs):
-  cond = {'text': inputs['text'], 'text_mask': inputs['mask']}
-  want = jax.eval_shape(
-    make_ours().init, jax.random.key(0), inputs['video'], inputs['sigma'], cond
+def test_diffusers_takes_our_weights_back(theirs):
+  model, _ = theirs
+  tensors = to_numpy(model)
+  saved = names.save(mochi_weights.diffusers(make_ours().cfg), convert(model))
+  dead = f'transformer_blocks.{DEPTH - 1}.attn1'
+  for name in (f'{dead}.add_q_proj.weight', f'{dead}.norm_added_q.weight'):
+    assert not saved[name].any()
+    saved[name] = tensors[name]
+  assert saved.keys() == tensors.keys()
+  for name, tensor in saved.items():
+    np.testing.assert_array_equal(tensor, tensors[name])
+
+
+def test_the_layouts_are_of_one_model():
+  """Genmo's through diffusers' own conversion, which has Mochi's depth."""
+  cfg = config.MirageConfig(
+    depth=48,
+    num_heads=2,
+    head_dim=4,
+    video=config.StreamConfig(8, 12),
+    text=config.StreamConfig(6, 10, 16, rope=False),
+    latent_channels=3,
   )
-  want = jax.tree.map(lambda x: x.shape, nn.unbox(want)['params'])
-  assert jax.tree.map(np.shape, convert(theirs[0])) == want
+  ours, rng = abstract_params(dit.Mirage(cfg)), np.random.default_rng(0)
+  draw = lambda x: rng.standard_normal(x.shape, np.float32)
+  params = jax.tree.map(draw, ours)
+  file = names.save(mochi_weights.genmo(cfg), params)
+  again = names.load(mochi_weights.genmo(cfg), ours, file)
+  jax.tree.map(np.testing.assert_array_equal, again, params)
+  convert = single_file.convert_mochi_transformer_checkpoint_to_diffusers
+  want = convert({k: torch.from_numpy(v) for k, v in file.items()})
+  got = names.save(mochi_weights.diffusers(cfg), params)
+  assert got.keys() == want.keys()
+  for name in got:
+    np.testing.assert_array_equal(got[name], want[name].numpy())
 
 
 def test_velocity_equals_diffusers(theirs, inputs):
