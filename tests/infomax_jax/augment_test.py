@@ -44,6 +44,16 @@ def test_changes_of_colour_are_the_originals(golden, name, count):
     np.testing.assert_array_equal(changed, expected)
 
 
+def test_hue_turns_by_whole_steps_of_a_255th():
+  image = Image.fromarray(noise(16))
+  for shift, steps in ((0.25, 63), (-0.25, -63), (0.001, 0)):
+    hsv = np.asarray(image.convert('HSV')).copy()
+    hsv[..., 0] += np.array(steps).astype(np.uint8)
+    expected = Image.fromarray(hsv, 'HSV').convert('RGB')
+    got = augment_colour.hue(image, shift)
+    np.testing.assert_array_equal(got, expected)
+
+
 def test_grey_is_the_original_in_all_channels(golden):
   got = np.asarray(augment_colour.grey(Image.fromarray(golden['image48'])))
   for channel in range(3):
