@@ -21,12 +21,15 @@ from mirage_jax import (
   config as config_lib,
   data,
   flow,
+  guidance as guidance_lib,
   latents as latents_lib,
   sampler,
+  solvers,
   text as text_lib,
 )
 from mirage_jax.audio import RATE, LogMel
 from mirage_jax.dit import Mirage
+from mirage_jax.guidance import Guidance
 from mirage_jax.vae import CHUNK, Vae, VaeConfig
 
 # A still image stands one second before the window: in training it is a frame
@@ -41,20 +44,33 @@ class Settings:
   """How to sample.
 
   Attributes:
-    steps: Euler steps a window, on the linear-quadratic schedule.
+    steps: Steps a window, on the linear-quadratic schedule.
     guidance: Weights of the conditions; 1 asks for no guidance.
     seed: Of the noise.
+    solver: What takes the steps, see `mirage_jax.solvers`.
+    negative_text: Stands where guidance leaves the text out; '' is none.
   """
 
   steps: int = 32
-  guidance: sampler.Guidance = dataclasses.field(
-    default_factory=sampler.Guidance
-  )
+  guidance: Guidance = dataclasses.field(default_factory=Guidance)
   seed: int = 0
+  solver: str = 'euler'
+  negative_text: str = ''
 
   def __post_init__(self):
     if self.steps < 2:
       raise UserError(f'--steps={self.steps}: at least 2 are needed')
+    if self.solver not in solvers.NAMES:
+      raise UserError(
+        f'--solver={self.solver}: there is no such solver; give one of '
+        f'{", ".join(solvers.NAMES)}'
+      )
+    weights = [self.guidance.weight(name).value for name in ('text', 'joint')]
+    if self.negative_text and weights == [1, 1]:
+      raise UserError(
+        '--negative_text: has no effect without guidance by text; add '
+        '--text_cfg=4'
+      )
 
 
 def num_frames(num_samples: int) -> int:
@@ -62,11 +78,18 @@ def num_frames(num_samples: int) -> int:
   return -(-num_samples * data.FPS // RATE)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _step(model, guidance, params, cond, noise, x, sigma, next_sigma):
-  apply = functools.partial(model.apply, {'params': params})
-  step = sampler.make_step(apply, cond, noise, guidance)
-  return step(x, sigma, next_sigma)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _step(model, guidance, solver, params, cond, noise, table, state, *sigmas):
+  def apply(video, sigma, cond, skip_blocks=()):
+    bound = params
+    if skip_blocks:
+      bound = guidance_lib.without_blocks(params, skip_blocks)
+    return model.apply({'params': bound}, video, sigma, cond)
+
+  step = sampler.make_step(
+    apply, cond, noise, guidance, solver=solver, sigmas=table
+  )
+  return step(state, *sigmas)
 
 
 class Generator:
@@ -146,7 +169,7 @@ class Generator:
         appearance to the text and the voice.
       text: a caption; '' for none.
       settings: how to sample.
-      progress: called after every Euler step.
+      progress: called after every step.
       stage: entered with 'sample' and 'decode' around each.
 
     Raises:
@@ -163,7 +186,21 @@ class Generator:
       )
     if text and not self._model.cfg.text_vocab:
       raise UserError('--text: this checkpoint takes no text; leave it out')
+    self._check(settings)
     return self._windows(wave, count, image, text, settings, progress, stage)
+
+  def _check(self, settings):
+    if settings.negative_text and not self._model.cfg.text_vocab:
+      raise UserError(
+        '--negative_text: this checkpoint takes no text; leave it out'
+      )
+    depth = self._model.cfg.depth
+    for block in settings.guidance.skip_blocks:
+      if not 0 <= block < depth:
+        raise UserError(
+          f'--skip_blocks: there is no block {block}; this checkpoint has 0 to '
+          f'{depth - 1}'
+        )
 
   def encode(
     self, frames: UInt8[np.ndarray, 'N Hp Wp 3']
@@ -191,6 +228,7 @@ class Generator:
           anchor = self._encode_image(image)
         key = jax.random.fold_in(root, index)
         cond = self._cond(audio, text, anchor, past)
+        cond |= self._negative(settings.negative_text)
         past = self._sample(key, cond, settings, progress)
       with stage('decode'):
         frames = self.decode(past)
@@ -224,21 +262,36 @@ class Generator:
       cond['text'], cond['text_mask'] = text_lib.byte_ids(text, length)
     return {k: jnp.asarray(v)[None] for k, v in cond.items()}
 
+  def _negative(self, text):
+    if not text:
+      return {}
+    length = self._bundle.config['data']['text_length']
+    ids, mask = text_lib.byte_ids(text, length)
+    return {
+      'negative_text': jnp.asarray(ids)[None],
+      'negative_text_mask': jnp.asarray(mask)[None],
+    }
+
   def _sample(self, key, cond, settings, progress):
     frames = self.window_frames // CHUNK * self._vae.cfg.num_latents(CHUNK)
     noise = jax.random.normal(key, (1, frames, *cond['reference'].shape[2:]))
     sigmas = flow.linear_quadratic(settings.steps)
-    x = noise
+    # Not always given: its length, so the number of steps, is compiled in.
+    table = sigmas if settings.guidance.counts_steps else None
+    state = solvers.get(settings.solver).start(noise)
     for sigma, next_sigma in zip(sigmas[:-1], sigmas[1:], strict=True):
-      x = _step(
+      state = _step(
         self._model,
         settings.guidance,
+        settings.solver,
         self._bundle.dit,
         cond,
         noise,
-        x,
+        table,
+        state,
         sigma,
         next_sigma,
-      ).block_until_ready()
+      )
+      jax.block_until_ready(state)
       progress()
-    return np.asarray(x[0])
+    return np.asarray(state.x[0])

@@ -10,6 +10,16 @@ and out (image and text may be left out; paths are relative to where you are):
 
   python -m launch.sample --manifest jobs.jsonl
 
+Guidance makes a condition count for more than the model gives it by itself, by
+pushing each step away from what it would be without; every weight that is not 1
+costs one more run of the network a step:
+
+  --audio_cfg=3                      lips that follow the sound more closely
+  --audio_cfg=3 --reference_cfg=2    and a face closer to the image
+  --text_cfg=4 --negative_text=dark  towards the text, away from another one
+  --guidance_schedule=cosine         strong at first, none at the end
+  --solver=dpmpp_2m --steps=16       what Euler needs twice the steps for
+
 A job that fails says why and does not stop the others; the exit code is then 1.
 
 Without --checkpoint the shipped model speaks: one speaker of the GRID corpus.
@@ -28,8 +38,8 @@ from absl import app, flags
 
 from launch import generate, talk
 from launch.errors import UserError, one_line
+from launch.guidance_flags import make_guidance
 from launch.stopwatch import Stopwatch
-from mirage_jax import sampler
 
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'bundle or workdir; the shipped bundle if unset'
@@ -43,10 +53,50 @@ _TEXT = flags.DEFINE_string('text', '', 'what is to be seen')
 _OUT = flags.DEFINE_string('out', 'out/sample.mp4', 'the video to write')
 _MANIFEST = flags.DEFINE_string('manifest', None, 'JSON lines, a video each')
 _SEED = flags.DEFINE_integer('seed', 0, 'of the noise')
-_STEPS = flags.DEFINE_integer('steps', 32, 'Euler steps for each window', 2)
-_AUDIO_CFG = flags.DEFINE_float('audio_cfg', 1.0, 'weight of the sound')
+_STEPS = flags.DEFINE_integer('steps', 32, 'steps for each window', 2)
+_SOLVER = flags.DEFINE_string(
+  'solver',
+  'euler',
+  'what takes the steps: euler; heun, of second order, with two runs of the '
+  'network a step; or dpmpp_2m, of second order with one',
+)
+_AUDIO_CFG = flags.DEFINE_float(
+  'audio_cfg', 1.0, 'weight of the sound, 0 to 30; 1 is as trained'
+)
 _TEXT_CFG = flags.DEFINE_float('text_cfg', 1.0, 'weight of the text')
 _REFERENCE_CFG = flags.DEFINE_float('reference_cfg', 1.0, 'weight of the image')
+_JOINT_CFG = flags.DEFINE_float('joint_cfg', 1.0, 'weight of all three at once')
+_NEGATIVE_TEXT = flags.DEFINE_string(
+  'negative_text', '', 'what is not to be seen; needs --text_cfg or --joint_cfg'
+)
+_SKIP_CFG = flags.DEFINE_float(
+  'skip_cfg',
+  0.0,
+  'scale of skip guidance, 0 to 10: away from the network without --skip_blocks',
+)
+_SKIP_BLOCKS = flags.DEFINE_string(
+  'skip_blocks', '', 'blocks that it skips, as 3 or 3,4; the first is 0'
+)
+_SCHEDULE = flags.DEFINE_string(
+  'guidance_schedule',
+  'constant',
+  'how the weights change: constant; cosine, from the whole weight at the first '
+  'step to none after the last; window:HIGH:LOW, only between these noise '
+  'levels (1 is noise, 0 the video), and at no cost outside. Or one for each '
+  'by name, as audio=cosine,text=window:0.95:0.3 (audio, text, reference, '
+  'joint, skip)',
+)
+_RESCALE = flags.DEFINE_float(
+  'guidance_rescale',
+  0.0,
+  'against too much contrast under strong guidance, 0 to 1; 0.7 is usual',
+)
+_SEQUENTIAL = flags.DEFINE_bool(
+  'sequential_guidance',
+  False,
+  'run the network once for each weight instead of on one larger batch: less '
+  'memory, the same video but for rounding',
+)
 
 
 def main(_: list[str]) -> None:
@@ -54,14 +104,27 @@ def main(_: list[str]) -> None:
     jobs = read_jobs()
     for job in jobs:
       talk.check_out(job.out)
-    guidance = sampler.Guidance(
-      audio=_AUDIO_CFG.value,
-      text=_TEXT_CFG.value,
-      reference=_REFERENCE_CFG.value,
-    )
-    settings = generate.Settings(_STEPS.value, guidance, _SEED.value)
+    settings = read_settings()
     generator = talk.load_generator(_CHECKPOINT.value, _VAE.value)
     run(generator, jobs, settings)
+
+
+def read_settings() -> generate.Settings:
+  """How the flags want it sampled; UserError names one that is wrong."""
+  guidance = make_guidance(
+    _SCHEDULE.value,
+    _SKIP_BLOCKS.value,
+    _SEQUENTIAL.value,
+    audio=_AUDIO_CFG.value,
+    text=_TEXT_CFG.value,
+    reference=_REFERENCE_CFG.value,
+    joint=_JOINT_CFG.value,
+    skip=_SKIP_CFG.value,
+    rescale=_RESCALE.value,
+  )
+  return generate.Settings(
+    _STEPS.value, guidance, _SEED.value, _SOLVER.value, _NEGATIVE_TEXT.value
+  )
 
 
 def read_jobs() -> list[talk.Job]:

@@ -7,7 +7,8 @@ import pytest
 
 from launch import bundle as bundle_lib, generate
 from launch.errors import UserError
-from mirage_jax import sampler
+from launch.guidance_flags import make_guidance
+from mirage_jax.guidance import Guidance
 from tests import tiny
 
 FAST = generate.Settings(steps=2)
@@ -103,8 +104,22 @@ def test_every_condition_changes_the_picture(generator, three, image):
   assert (generator(-0.1 * wave**2, image, '', FAST) != plain).any()
   assert (generator(wave, tiny.picture(1), '', FAST) != plain).any()
   assert (generator(wave, image, 'red', FAST) != plain).any()
-  strong = dataclasses.replace(FAST, guidance=sampler.Guidance(audio=4.0))
-  assert (generator(wave, image, '', strong) != plain).any()
+
+
+def test_every_setting_changes_the_picture(generator, image):
+  wave = tiny.speech(0.5)
+  steps = dataclasses.replace(FAST, steps=4)  # With less, all are Euler's.
+  text = dataclasses.replace(FAST, guidance=Guidance(text=6.0))
+  ways = [
+    steps,
+    dataclasses.replace(steps, solver='dpmpp_2m'),
+    dataclasses.replace(FAST, guidance=make_guidance('cosine', audio=4.0)),
+    dataclasses.replace(FAST, guidance=Guidance(skip=2.0, skip_blocks=(0,))),
+    dataclasses.replace(text, negative_text='blue'),
+    dataclasses.replace(text, negative_text='green'),
+  ]
+  made = [generator(wave, image, 'red', way).tobytes() for way in ways]
+  assert len(set(made)) == len(ways)
 
 
 def test_without_an_image_who_appeared_stays(generator, monkeypatch):
@@ -147,6 +162,12 @@ def test_what_cannot_be_made_is_said_before_the_work(
       generator.windows(*arguments)  # Not a single next().
   with pytest.raises(UserError, match='--steps=1: at least 2'):
     generate.Settings(steps=1)
+  text = generate.Settings(guidance=Guidance(text=2.0), negative_text='a')
+  mute = generate.Generator(
+    changed(bundle_lib.load(tiny_file), text=None, text_vocab=0)
+  )
+  with pytest.raises(UserError, match='--negative_text: this checkpoint takes'):
+    mute.windows(wave, image, '', text)
 
 
 def changed(made, **values):

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from launch import faces, generate, media, mux, talk
+from launch import faces, generate, guidance_flags, media, mux, talk
 from launch.stopwatch import Stopwatch
-from mirage_jax import sampler
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -120,16 +119,37 @@ def test_every_flag_arrives(binary, wav, tmp_path, tiny_file, monkeypatch):
     lambda _, job, settings, watch: jobs.append((job, settings)),
   )
   flags = dict(audio=wav, image='i', text='t', out=f'{tmp_path}/o.mp4', seed=7)
-  weights = dict(audio_cfg=2, text_cfg=3, reference_cfg=4)
-  flags |= weights | dict(steps=9, checkpoint=tiny_file)
+  numbers = dict(audio=2.0, text=3.0, reference=4.0, joint=5.0, skip=6.0)
+  numbers |= dict(rescale=0.5)
+  flags |= {guidance_flags.FLAGS[name]: n for name, n in numbers.items()}
+  flags |= dict(guidance_schedule='audio=cosine', skip_blocks='0,1')
+  flags |= dict(sequential_guidance=1, solver='heun', negative_text='n')
+  flags |= dict(steps=9, checkpoint=tiny_file)
   assert binary('sample')(*(f'--{k}={v}' for k, v in flags.items())) == 0
-  guidance = sampler.Guidance(audio=2.0, text=3.0, reference=4.0)
+  ways = ('audio=cosine', '0,1', True)
+  guidance = guidance_flags.make_guidance(*ways, **numbers)
   assert jobs == [
     (
       talk.Job(str(wav), f'{tmp_path}/o.mp4', 'i', 't'),
-      generate.Settings(9, guidance, 7),
+      generate.Settings(9, guidance, 7, 'heun', 'n'),
     )
   ]
+
+
+def test_settings_out_of_range_are_one_line(sample, wav, tmp_path, one_error):
+  out = tmp_path / 'o.mp4'
+  for flags, said in (
+    (['--joint_cfg=-2'], '--joint_cfg=-2: must lie between 0 and 30'),
+    (
+      ['--solver=rk4'],
+      '--solver=rk4: there is no such solver; give one of eul',
+    ),
+    (['--negative_text=a'], '--negative_text: has no effect without guidance'),
+    (['--skip_cfg=1', '--skip_blocks=2'], '--skip_blocks: there is no block 2'),
+  ):
+    assert sample(f'--audio={wav}', f'--out={out}', *flags) == 1
+    assert one_error().startswith(said)
+    assert not out.exists()
 
 
 def damaged(tmp_path):

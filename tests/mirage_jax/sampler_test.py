@@ -1,32 +1,22 @@
+import functools
+
 import jax
 from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from mirage_jax import flow, sampler
+from mirage_jax import flow, sampler, schedules, solvers
+from mirage_jax.guidance import Guidance, Weight
 
 NOISE = jax.random.normal(jax.random.key(0), (2, 3, 2, 2, 1))
-SIGMAS = flow.linear_quadratic(8)
-COND = {
-  'audio': jnp.zeros((2, 4, 1)),
-  'text': jnp.zeros((2, 5, 1)),
-  'text_mask': jnp.ones((2, 5), bool),
-  'video_start': jnp.asarray(3),
-}
+SIGMAS, TABLE = flow.linear_quadratic(8), flow.linear_quadratic(96)
+STD = 0.4
+COND = {'audio': jnp.zeros((2, 4, 1))}
 
 
 def towards(data):
   """The exact velocity of a flow whose data is one point."""
   return lambda x, sigma, cond: (data - x) / sigma[:, None, None, None, None]
-
-
-def by_masks(x, sigma, cond):
-  """A field made of 1 + 10 for audio + 100 for text, per sample."""
-  parts = jnp.ones(x.shape[0])
-  for name, size in (('audio', 10.0), ('text', 100.0)):
-    mask = cond.get(f'{name}_mask', jnp.ones(cond[name].shape[:2], bool))
-    parts = parts + size * mask.any(1)
-  return jnp.broadcast_to(parts[:, None, None, None, None], x.shape)
 
 
 def test_straight_paths_are_integrated_exactly():
@@ -42,66 +32,97 @@ def test_a_linear_field_gives_eulers_product():
   np.testing.assert_allclose(got, NOISE * np.prod(1 - 2 * steps), rtol=1e-5)
 
 
-def test_a_python_loop_over_steps_is_the_same():
-  step = jax.jit(sampler.make_step(towards(jnp.ones(NOISE.shape)), {}, NOISE))
-  x = NOISE
+@pytest.mark.parametrize('solver', solvers.NAMES)
+def test_a_python_loop_over_steps_is_the_same(solver):
+  field = lambda x, sigma, cond: jnp.cos(3 * x)
+  step = jax.jit(sampler.make_step(field, {}, NOISE, solver=solver))
+  state = NOISE  # Or solvers.get(solver).start(NOISE).
   for sigma, after in zip(SIGMAS[:-1], SIGMAS[1:], strict=True):
-    x = step(x, sigma, after)
-  want = sampler.sample(towards(jnp.ones(NOISE.shape)), {}, NOISE, SIGMAS)
-  np.testing.assert_allclose(x, want, atol=1e-6)
+    state = step(state, sigma, after)
+  want = sampler.sample(field, {}, NOISE, SIGMAS, solver=solver)
+  np.testing.assert_allclose(state.x, want, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-  'guidance, want',
-  [
-    (sampler.Guidance(), 111),
-    (sampler.Guidance(audio=3.0), 111 + 2 * 10),
-    (sampler.Guidance(audio=3.0, text=0.5), 111 + 2 * 10 - 0.5 * 100),
-    (sampler.Guidance(audio=0.0, text=0.0), 1),
-    (sampler.Guidance(reference=7.0), 111),
-  ],
-)
-def test_guidance_weighs_each_condition(guidance, want):
-  batches = []
-
-  def spy(x, sigma, cond):
-    batches.append(x.shape[0])
-    assert all(v.shape[0] in (x.shape[0], 1) for v in cond.values() if v.ndim)
-    return by_masks(x, sigma, cond)
-
-  got = sampler.guided(spy, guidance)(NOISE, jnp.ones(2), COND)
-  np.testing.assert_allclose(got, want, rtol=1e-5)
-  active = sum(w not in (1.0, 7.0) for w in vars(guidance).values())
-  assert batches == [2 * (1 + active)]  # one forward; weight 1 costs nothing
+def gaussian(mean, x, sigma):
+  """The exact velocity of data that is N(mean, STD^2)."""
+  sigma = sigma[:, None, None, None, None]
+  alpha = 1 - sigma
+  part = (alpha * STD**2 - sigma) / (alpha**2 * STD**2 + sigma**2)
+  return mean + part * (x - alpha * mean)
 
 
-def test_one_condition_gives_classifier_free_guidance():
-  cond = {'audio': COND['audio'], 'text': COND['text']}
-  got = sampler.guided(by_masks, sampler.Guidance(text=6.0))
-  without, full = 11.0, 111.0
-  want = without + 6.0 * (full - without)
-  np.testing.assert_allclose(got(NOISE, jnp.ones(2), cond), want)
+def spoken(x, sigma, cond):
+  """Mean 0.2, and 0.5 more with sound."""
+  there = cond['audio_mask'].any(1)[:, None, None, None, None]
+  return gaussian(0.2 + 0.5 * there, x, sigma)
 
 
-def test_known_frames_follow_their_own_path():
+@pytest.mark.parametrize('solver', solvers.NAMES)
+def test_guidance_moves_a_gaussian_by_its_weight(solver):
+  """u + w (c - u) of N(m_u, s^2) and N(m_c, s^2) is the flow to the Gaussian
+  around m_u + w (m_c - m_u), so the sample is known, too."""
+  run = functools.partial(
+    sampler.sample, spoken, {'audio': COND['audio']}, solver=solver
+  )
+  got = jax.jit(lambda x: run(x, TABLE, Guidance(audio=3.0)))(NOISE)
+  np.testing.assert_allclose(got, 0.2 + 3 * 0.5 + STD * NOISE, atol=0.06)
+  # A schedule: the mean is one of a linear equation, d(m / spread) / dsigma.
+  weight = Weight(3.0, schedules.Cosine())
+  got = jax.jit(lambda x: run(x, TABLE, Guidance(audio=weight)))(NOISE)
+  np.testing.assert_allclose(got, scheduled() + STD * NOISE, atol=0.06)
+
+
+def scheduled():
+  """Where the mean ends under the cosine, by fine quadrature in float64.
+
+  x' = -(m + c (x - alpha m)), with c = (log of the spread)' backwards, has the
+  solution x / spread = noise + the integral of m (c alpha - 1) / spread.
+  """
+  sigma = np.linspace(1, 0, 200_001)
+  table = TABLE.astype(np.float64)
+  done = np.interp(sigma, table[::-1], np.linspace(1, 0, len(table)))
+  mean = 0.2 + 0.5 * (1 + 2 * (1 + np.cos(np.pi * done)) / 2)
+  alpha = 1 - sigma
+  spread = np.sqrt(alpha**2 * STD**2 + sigma**2)
+  part = (alpha * STD**2 - sigma) / spread**2
+  slope = mean * (part * alpha - 1) / spread
+  return STD * np.trapezoid(slope, sigma)
+
+
+@pytest.mark.parametrize('solver', solvers.NAMES)
+def test_known_frames_follow_their_own_path(solver):
   known = jnp.full(NOISE.shape, 5.0)
   mask = jnp.array([[True, False, False], [False, False, True]])
   seen = []
 
   def field(x, sigma, cond):
-    seen.append(x)
+    jax.debug.callback(lambda *pair: seen.append(pair), x, sigma)
     return towards(jnp.ones(NOISE.shape))(x, sigma, cond)
 
-  step = sampler.make_step(field, {}, NOISE, known=known, known_mask=mask)
-  x = NOISE
-  for sigma, after in zip(SIGMAS[:-1], SIGMAS[1:], strict=True):
-    x = step(x, sigma, after)
-    path = (1 - sigma) * known + sigma * NOISE
-    np.testing.assert_allclose(seen[-1][mask], path[mask], rtol=1e-6)
-  np.testing.assert_array_equal(x[mask], known[mask] + SIGMAS[-1] * NOISE[mask])
-  np.testing.assert_allclose(x[~mask], 1, atol=1e-5)
+  state = sampler.sample(
+    field, {}, NOISE, SIGMAS, known=known, known_mask=mask, solver=solver
+  )
+  jax.effects_barrier()
+  assert len(seen) >= len(SIGMAS) - 1
+  for x, sigma in seen:  # Heun looks at the end of a step, too.
+    path = (1 - sigma[0]) * known + sigma[0] * NOISE
+    np.testing.assert_allclose(x[mask], path[mask], rtol=1e-6)
+  end = known[mask] + SIGMAS[-1] * NOISE[mask]
+  np.testing.assert_array_equal(state[mask], end)
+  np.testing.assert_allclose(state[~mask], 1, atol=1e-5)
 
 
 def test_known_needs_its_mask():
   with pytest.raises(ValueError, match='together'):
-    sampler.make_step(by_masks, COND, NOISE, known=NOISE)
+    sampler.make_step(spoken, COND, NOISE, known=NOISE)
+
+
+def test_a_cosine_needs_the_table():
+  guidance = Guidance(audio=Weight(2.0, schedules.Cosine()))
+  with pytest.raises(ValueError, match='sigmas must be given'):
+    sampler.make_step(spoken, COND, NOISE, guidance)
+
+
+def test_solvers_are_named():
+  with pytest.raises(ValueError, match="no solver 'rk4'"):
+    sampler.sample(spoken, COND, NOISE, SIGMAS, solver='rk4')

@@ -1,0 +1,311 @@
+"""Guidance: the velocity of all conditions, pushed away from weaker ones.
+
+  v + (audio - 1)     * (v - v without the sound)
+    + (text - 1)      * (v - v without the text)
+    + (reference - 1) * (v - v without the reference image)
+    + (joint - 1)     * (v - v without any of them)
+    + skip            * (v - v of the network without some of its blocks)
+
+Weight 1 (for skip 0) leaves a term out, and then it costs nothing. With one
+condition alone it is classifier-free guidance, v_u + w * (v - v_u) (Ho and
+Salimans, arXiv 2207.12598). A negative text stands where a text would be left
+out, as in Mochi 1. Skip guidance is spatiotemporal skip guidance with whole
+blocks left out, STG-R (Hyung et al., arXiv 2411.18664).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from mirage_jax.schedules import CONSTANT, Cosine, Schedule, Window
+
+CONDITIONS = ('audio', 'text', 'reference')
+# The least and the greatest value of each number of a Guidance.
+LIMITS = dict.fromkeys((*CONDITIONS, 'joint'), (0.0, 30.0))
+LIMITS |= {'skip': (0.0, 10.0), 'rescale': (0.0, 1.0)}
+NEUTRAL = dict.fromkeys((*CONDITIONS, 'joint'), 1.0) | {'skip': 0.0}
+
+
+class Apply(Protocol):
+  """The network with its parameters bound.
+
+  `skip_blocks` is only ever given for skip guidance.
+  """
+
+  def __call__(
+    self,
+    video: Array,
+    sigma: Array,
+    cond: Mapping[str, Array],
+    *,
+    skip_blocks: tuple[int, ...] = (),
+  ) -> Array: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+  """A weight that changes from step to step."""
+
+  value: float
+  schedule: Schedule = CONSTANT
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+  """How strongly each condition counts; every weight may have a schedule.
+
+  Attributes:
+    audio: Weight of the sound, 0 to 30; 1 is plain conditioning, 0 is none.
+    text: Of the text, likewise.
+    reference: Of the reference image, likewise.
+    joint: Of all three at once, likewise.
+    skip: Scale of skip guidance, 0 (none) to 10.
+    skip_blocks: Which blocks it leaves out, counted from 0; of Mochi's 48, 34
+      is usual.
+    rescale: 0 to 1: how far each sample's standard deviation goes back to that
+      of the unguided velocity, against too much contrast (Lin et al., arXiv
+      2305.08891, section 3.4; STG's own rescaling is the same). 0.7 is usual.
+    sequential: Run the branches one after the other instead of as one batch:
+      less memory, the same velocities but for rounding.
+
+  Raises:
+    ValueError: A number lies outside, or skip and skip_blocks do not fit.
+  """
+
+  audio: float | Weight = 1.0
+  text: float | Weight = 1.0
+  reference: float | Weight = 1.0
+  joint: float | Weight = 1.0
+  skip: float | Weight = 0.0
+  skip_blocks: tuple[int, ...] = ()
+  rescale: float = 0.0
+  sequential: bool = False
+
+  def __post_init__(self):
+    for name, (low, high) in LIMITS.items():
+      value = self.weight(name).value
+      if not low <= value <= high:
+        raise ValueError(
+          f'{name} must lie in {low:g} to {high:g}, got {value:g}.'
+        )
+    if bool(self.weight('skip').value) != bool(self.skip_blocks):
+      raise ValueError('skip and skip_blocks must be given together.')
+
+  def weight(self, name: str) -> Weight:
+    """The weight of that name, a plain number as a constant one."""
+    value = getattr(self, name)
+    return value if isinstance(value, Weight) else Weight(value)
+
+  @property
+  def counts_steps(self) -> bool:
+    """Whether a schedule needs to know how far sampling is."""
+    return any(isinstance(self.weight(n).schedule, Cosine) for n in NEUTRAL)
+
+  def active(self, cond: Mapping[str, Array]) -> list['Term']:
+    """The terms that change anything and whose condition is present."""
+    present = tuple(name for name in CONDITIONS if name in cond)
+    left_out = {name: (name,) for name in present} | {'skip': ()}
+    if present:
+      left_out['joint'] = present
+    terms = []
+    for name, neutral in NEUTRAL.items():
+      weight = self.weight(name)
+      if name in left_out and weight.value != neutral:
+        gain = weight.value - neutral
+        terms.append(Term(name, left_out[name], gain, weight.schedule))
+    return terms
+
+
+class Term(NamedTuple):
+  """One line of the sum: gain * schedule * (v - v of a weaker branch)."""
+
+  name: str
+  left_out: tuple[str, ...]
+  gain: float
+  schedule: Schedule
+
+
+def guided(
+  apply: Apply,
+  guidance: Guidance,
+  sigmas: Float[Array, 'K'] | None = None,
+) -> Callable[[Array, Array, Mapping[str, Array]], Array]:
+  """Wraps `apply` with guidance.
+
+  Branches that lack conditions run with the full one as a single batch, or
+  after each other if `guidance.sequential`. That of skip guidance is always a
+  call of its own, as other blocks run in it.
+
+  Args:
+    apply: The network.
+    guidance: Weights.
+    sigmas: The whole descending table; only schedules over steps need it.
+
+  Returns:
+    (video, sigma [B], cond) -> velocity. `cond` is that of `apply`, and may
+    have negative_text with negative_text_mask, shaped as text and text_mask.
+
+  Raises:
+    ValueError: A schedule needs `sigmas`; when called: a negative text has no
+      text to stand for or no weight, or skip guidance is asked of an `apply`
+      that has no skip_blocks.
+  """
+  if guidance.counts_steps and sigmas is None:
+    raise ValueError('a cosine schedule counts steps: sigmas must be given.')
+
+  def wrapped(video, sigma, cond):
+    cond, negative = _split_negative(cond)
+    terms = guidance.active(cond)
+    if negative and not any('text' in term.left_out for term in terms):
+      raise ValueError(
+        'negative_text stands where guidance leaves text out: it needs text '
+        'in cond, and a weight of text or joint other than 1.'
+      )
+    if not terms:
+      return apply(video, sigma, cond)
+    gains = _gains(terms, sigma, sigmas if guidance.counts_steps else None)
+
+    def everything():
+      full, others = _branches(
+        apply, guidance, video, sigma, cond, negative, terms
+      )
+      return _combine(full, others, gains, guidance.rescale)
+
+    if not all(isinstance(term.schedule, Window) for term in terms):
+      return everything()
+    inside = jnp.any(jnp.stack(gains) != 0)
+    return jax.lax.cond(inside, everything, lambda: apply(video, sigma, cond))
+
+  return wrapped
+
+
+def without_blocks(params: Any, blocks: Sequence[int]) -> Any:
+  """Parameters of a Mirage of which some blocks are the identity.
+
+  Their modulation is zero, and so are their gates (adaLN-Zero).
+
+  Args:
+    params: The tree of `dit.Mirage`; its layers are stacked along axis 0.
+    blocks: Which, counted from 0; the last is counted, too.
+
+  Raises:
+    ValueError: There is no such block.
+  """
+  stacked = jax.tree.leaves(params.get('blocks', {}))
+  keep = np.ones(1 + (len(stacked[0]) if stacked else 0), np.float32)
+  for block in blocks:
+    if not 0 <= block < len(keep):
+      raise ValueError(
+        f'there is no block {block}; there are 0 to {len(keep) - 1}.'
+      )
+    keep[block] = 0
+
+  def zero(path, x):
+    names = [entry.key for entry in path]
+    if 'modulation' not in names:
+      return x
+    if names[0] == 'last':
+      return x * keep[-1].astype(x.dtype)
+    return x * keep[:-1].astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+
+  return jax.tree_util.tree_map_with_path(zero, params)
+
+
+def _split_negative(cond):
+  """`cond` without the negative text, and that under the text's names."""
+  negative = {}
+  for key in ('text', 'text_mask'):
+    if f'negative_{key}' in cond:
+      negative[key] = cond[f'negative_{key}']
+  rest = {k: v for k, v in cond.items() if not k.startswith('negative_')}
+  return rest, negative
+
+
+def _branches(apply, guidance, video, sigma, cond, negative, terms):
+  """The full velocity, and that of each term."""
+  masked = [term for term in terms if term.left_out]
+  conds = _variants(cond, negative, [t.left_out for t in masked], len(video))
+  if len(conds) == 1:
+    full, found = apply(video, sigma, cond), {}
+  elif guidance.sequential:
+    stacked = {k: jnp.stack([c[k] for c in conds]) for k in conds[0]}
+    run = lambda variant: apply(video, sigma, variant)
+    full, *rest = jax.lax.map(run, stacked)
+  else:
+    velocities = apply(
+      jnp.concatenate([video] * len(conds)),
+      jnp.concatenate([sigma] * len(conds)),
+      {k: jnp.concatenate([c[k] for c in conds]) for k in conds[0]},
+    )
+    full, *rest = jnp.split(velocities, len(conds))
+  if masked:
+    found = dict(zip((t.name for t in masked), rest, strict=True))
+  if guidance.skip_blocks:
+    found['skip'] = _skipped(apply, video, sigma, cond, guidance.skip_blocks)
+  return full, [found[term.name] for term in terms]
+
+
+def _variants(cond, negative, left_out, batch):
+  """`cond`, then one without each of `left_out`; all have the same keys."""
+  cond = dict(cond)
+  if 'video_start' in cond:
+    cond['video_start'] = jnp.broadcast_to(cond['video_start'], (batch,))
+  for name in {name for names in left_out for name in names}:
+    if f'{name}_mask' not in cond:
+      cond[f'{name}_mask'] = jnp.ones(cond[name].shape[:2], bool)
+  if negative:
+    negative = {'text_mask': jnp.ones_like(cond['text_mask'])} | negative
+    for key, value in negative.items():
+      if value.shape != cond[key].shape:
+        raise ValueError(
+          f'negative_{key} has the shape {value.shape}, {key} '
+          f'{cond[key].shape}: they must be the same.'
+        )
+  conds = [cond]
+  for names in left_out:
+    variant = dict(cond)
+    for name in names:
+      variant[f'{name}_mask'] = jnp.zeros_like(cond[f'{name}_mask'])
+    if 'text' in names:
+      variant |= negative
+    conds.append(variant)
+  return conds
+
+
+def _skipped(apply, video, sigma, cond, blocks):
+  try:
+    return apply(video, sigma, cond, skip_blocks=blocks)
+  except TypeError as error:
+    if 'skip_blocks' not in str(error):
+      raise
+    raise ValueError(
+      'skip guidance needs an apply(video, sigma, cond, skip_blocks=...); '
+      'bind the parameters with `without_blocks`, or set skip to 0.'
+    ) from error
+
+
+def _gains(terms, sigma, sigmas):
+  """What each term is multiplied with, per sample [B]."""
+  progress = None
+  if sigmas is not None:
+    done = jnp.linspace(0, 1, len(sigmas), dtype=sigma.dtype)
+    progress = jnp.interp(sigma, jnp.flip(sigmas), jnp.flip(done))
+  return [term.gain * term.schedule(sigma, progress) for term in terms]
+
+
+def _combine(full, others, gains, rescale):
+  total = full
+  for gain, other in zip(gains, others, strict=True):
+    gain = gain.reshape(-1, *(1,) * (full.ndim - 1))
+    total = total + gain * (full - other)
+  if not rescale:
+    return total
+  deviation = lambda v: jnp.std(v, axis=range(1, v.ndim), keepdims=True)
+  least = jnp.finfo(total.dtype).tiny
+  back = deviation(full) / jnp.maximum(deviation(total), least)
+  return total * (1 + rescale * (back - 1))
