@@ -1,0 +1,1 @@
+"""AMDIM: features of images, or of sound and sight, that tell views apart."""
