@@ -14,11 +14,13 @@ Guidance makes a condition count for more than the model gives it by itself, by
 pushing each step away from what it would be without; every weight that is not 1
 costs one more run of the network a step:
 
-  --audio_cfg=3                      lips that follow the sound more closely
-  --audio_cfg=3 --reference_cfg=2    and a face closer to the image
-  --text_cfg=4 --negative_text=dark  towards the text, away from another one
-  --guidance_schedule=cosine         strong at first, none at the end
-  --solver=dpmpp_2m --steps=16       what Euler needs twice the steps for
+  --audio_cfg=3                             keep closer to the sound
+  --audio_cfg=3 --reference_cfg=2           and closer to the image
+  --text_cfg=4 --negative_text=dark         to the text, away from another one
+  --audio_cfg=5 --guidance_schedule=cosine  strong at first, none at the end
+
+--solver=dpmpp_2m follows the flow more exactly than the default in as many
+steps, so that fewer may do.
 
 A job that fails says why and does not stop the others; the exit code is then 1.
 
