@@ -82,7 +82,7 @@ def test_pairs_of_channels_move_together():
   file = names.save(layout, draw(ours))
   qkv = file['blocks.0.attn.qkv_x.weight'].reshape(3, 2, 4, 8)
   got = names.load(layout, ours, file)['blocks']['video']['qkv']['kernel'][0]
-  np.testing.assert_array_equal(got[:, 1, 1, 2 + 1], qkv[1, 1, 2 * 1 + 1])
+  np.testing.assert_array_equal(got[:, 1, 1, 2 + 0], qkv[1, 1, 2 * 0 + 1])
   np.testing.assert_array_equal(got[:, 2, 1, 3], qkv[2, 1, 3])
 
 
