@@ -128,6 +128,8 @@ def test_the_full_size_step_type_checks(file, variant):
   assert jax.tree.map(_kind, after) == jax.tree.map(_kind, state)
   assert metrics['loss'].shape == ()
   if exp.eval_step is not None:
+    if hasattr(module, 'abstract_eval_batch'):
+      batch = module.abstract_eval_batch(config, config['batch_size'])
     metrics = jax.eval_shape(exp.eval_step, state, batch, key)
     assert all(value.shape == () for value in metrics.values())
   for rows in jax.tree.leaves(batch):
