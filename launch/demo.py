@@ -27,10 +27,10 @@ from launch import (
   talk,
 )
 from launch.errors import one_line
+from launch.guidance_flags import make_guidance
 from launch.stopwatch import Stopwatch
 from mirage_jax import evals
 from mirage_jax.audio import RATE, TOKEN_RATE
-from mirage_jax.sampler import Guidance
 
 SENTENCE = 'Bob may bring a big map, so please put my blue bag by the lamp.'
 # The synthesiser counts much of a closure to the phone before it.
@@ -45,9 +45,13 @@ _OUT = flags.DEFINE_string('out', 'out/demo.mp4', 'the video to write')
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'bundle or workdir; the shipped bundle if unset'
 )
-_STEPS = flags.DEFINE_integer('steps', 32, 'Euler steps for each window', 2)
+_STEPS = flags.DEFINE_integer(
+  'steps', generate.STEPS, 'Euler steps for each window', 2
+)
 _SEED = flags.DEFINE_integer('seed', 0, 'of the noise')
-_AUDIO_CFG = flags.DEFINE_float('audio_cfg', 1.0, 'weight of the sound')
+_AUDIO_CFG = flags.DEFINE_float(
+  'audio_cfg', generate.AUDIO_CFG, 'weight of the sound, 0 to 30'
+)
 
 
 def main(_: list[str]) -> None:
@@ -68,7 +72,7 @@ def main(_: list[str]) -> None:
     seconds = generator.window_frames / TOKEN_RATE
     print(f'2/3 drawing, {seconds:g} s of video at a time', flush=True)
     settings = generate.Settings(
-      _STEPS.value, Guidance(audio=_AUDIO_CFG.value), _SEED.value
+      _STEPS.value, make_guidance(audio=_AUDIO_CFG.value), _SEED.value
     )
     image = _IMAGE.value or bundle.DEFAULT.with_name('face.png')
     job = talk.Job(str(audio), str(out), str(image))

@@ -20,7 +20,8 @@ import numpy as np
 
 from launch import bundle, evaluation, generate
 from launch.errors import UserError, one_line
-from mirage_jax import config, latents, sampler
+from launch.guidance_flags import make_guidance
+from mirage_jax import config, latents
 from mirage_jax.vae import Vae, VaeConfig
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -34,9 +35,11 @@ _SUBSET = flags.DEFINE_string('subset', 'val', 'which list of the split')
 _LIMIT = flags.DEFINE_integer('limit', None, 'only the first so many clips')
 _OUT = flags.DEFINE_string('out', None, 'folder for scores, tables, pictures')
 _SEED = flags.DEFINE_integer('seed', 0, 'of the first clip; one more for each')
-_NUM_STEPS = flags.DEFINE_integer('num_steps', 32, 'of the sampler')
+_NUM_STEPS = flags.DEFINE_integer('num_steps', generate.STEPS, 'of the sampler')
 _TEXT = flags.DEFINE_string('text', '', 'prompt for every clip')
-_AUDIO_CFG = flags.DEFINE_float('audio_cfg', 1.0, 'guidance weight of audio')
+_AUDIO_CFG = flags.DEFINE_float(
+  'audio_cfg', generate.AUDIO_CFG, 'guidance weight of audio'
+)
 _TEXT_CFG = flags.DEFINE_float('text_cfg', 1.0, 'guidance weight of text')
 _REFERENCE_CFG = flags.DEFINE_float(
   'reference_cfg', 1.0, 'guidance weight of the reference image'
@@ -109,7 +112,7 @@ def make_rebuild(weights: bundle.Bundle) -> evaluation.Rebuild:
 def make_generate(weights: bundle.Bundle) -> evaluation.Generate:
   """The bundle's model under the flags' settings."""
   generator = generate.Generator(weights)
-  guidance = sampler.Guidance(
+  guidance = make_guidance(
     audio=_AUDIO_CFG.value,
     text=_TEXT_CFG.value,
     reference=_REFERENCE_CFG.value,

@@ -2,7 +2,8 @@
 
 Every window has as many chunks as in training. The first starts from nothing
 but its conditions; each further one also sees the last latents before it, as
-clean reference tokens, and goes on from them.
+clean reference tokens, and goes on from them. The last ends where the sound
+does: the chunks that it shares with the one before are kept as they are.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,6 +37,12 @@ from mirage_jax.vae import CHUNK, Vae, VaeConfig
 # from outside of it, most often about as far away.
 IMAGE_SECONDS = -1.0
 
+# What the binaries sample with unless told otherwise: of steps 4, 8 and 32 and
+# weights 1 to 3 these gave the shipped model the best lips and a human rate of
+# blinks. Weight 1 draws lips that move too little.
+STEPS = 8
+AUDIO_CFG = 3.0
+
 Stage = Callable[[str], contextlib.AbstractContextManager]
 
 
@@ -51,7 +58,7 @@ class Settings:
     negative_text: Stands where guidance leaves the text out; '' is none.
   """
 
-  steps: int = 32
+  steps: int = STEPS
   guidance: Guidance = dataclasses.field(default_factory=Guidance)
   seed: int = 0
   solver: str = 'euler'
@@ -78,8 +85,19 @@ def num_frames(num_samples: int) -> int:
   return -(-num_samples * data.FPS // RATE)
 
 
+def window_starts(num_chunks: int, size: int) -> list[int]:
+  """First chunks of windows of `size` that cover so many; no window ends late.
+
+  A model has hardly seen a window of which half is the silence after the end.
+  """
+  last = max(num_chunks - size, 0)
+  return [*range(0, last, size), last]
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _step(model, guidance, solver, params, cond, noise, table, state, *sigmas):
+def _step(
+  model, guidance, solver, params, cond, noise, known, table, state, *sigmas
+):
   def apply(video, sigma, cond, skip_blocks=()):
     bound = params
     if skip_blocks:
@@ -87,7 +105,7 @@ def _step(model, guidance, solver, params, cond, noise, table, state, *sigmas):
     return model.apply({'params': bound}, video, sigma, cond)
 
   step = sampler.make_step(
-    apply, cond, noise, guidance, solver=solver, sigmas=table
+    apply, cond, noise, guidance, *known, solver=solver, sigmas=table
   )
   return step(state, *sigmas)
 
@@ -136,7 +154,11 @@ class Generator:
 
   def num_windows(self, num_samples: int) -> int:
     """Windows it takes for so many samples of sound."""
-    return -(-num_frames(num_samples) // self.window_frames)
+    return len(self._starts(num_samples))
+
+  def _starts(self, num_samples):
+    chunks = -(-num_frames(num_samples) // CHUNK)
+    return window_starts(chunks, self.window_frames // CHUNK) if chunks else []
 
   def __call__(
     self,
@@ -176,8 +198,8 @@ class Generator:
       UserError: the wave is empty, the image has another size, or the model
         takes no text. At once, before the first window.
     """
-    count = self.num_windows(len(wave))
-    if not count:
+    starts = self._starts(len(wave))
+    if not starts:
       raise UserError('the audio has no samples: nothing to speak')
     if image is not None and image.shape != (self.size, self.size, 3):
       raise UserError(
@@ -187,7 +209,7 @@ class Generator:
     if text and not self._model.cfg.text_vocab:
       raise UserError('--text: this checkpoint takes no text; leave it out')
     self._check(settings)
-    return self._windows(wave, count, image, text, settings, progress, stage)
+    return self._windows(wave, starts, image, text, settings, progress, stage)
 
   def _check(self, settings):
     if settings.negative_text and not self._model.cfg.text_vocab:
@@ -217,21 +239,28 @@ class Generator:
     return latents_lib.decode_video(self._vae, b.vae, b.stats, latents)
 
   def _windows(
-    self, wave, count, image, text, settings, progress, stage
+    self, wave, starts, image, text, settings, progress, stage
   ) -> Iterator[np.ndarray]:
-    left = num_frames(len(wave))
-    tokens = self._features(wave, count * self.window_frames)
-    root, anchor, past = jax.random.key(settings.seed), None, None
-    for index, audio in enumerate(np.split(tokens, count)):
+    left, size = num_frames(len(wave)), self.window_frames
+    tokens = self._features(wave, starts[-1] * CHUNK + size)
+    root, anchor = jax.random.key(settings.seed), None
+    chunk, made = self._vae.cfg.num_latents(CHUNK), None
+    for index, start in enumerate(starts):
+      audio = tokens[start * CHUNK :][:size]
       with stage('sample'):
         if image is not None and anchor is None:
           anchor = self._encode_image(image)
         key = jax.random.fold_in(root, index)
+        past, known = None, np.zeros((0,))
+        if made is not None:
+          past, known = made[: start * chunk], made[start * chunk :]
         cond = self._cond(audio, text, anchor, past)
         cond |= self._negative(settings.negative_text)
-        past = self._sample(key, cond, settings, progress)
+        window = self._sample(key, cond, known, settings, progress)
+        new = window[len(known) :]
+        made = new if made is None else np.concatenate([made, new])
       with stage('decode'):
-        frames = self.decode(past)
+        frames = self.decode(new)
       image = frames[0] if image is None else image  # Whoever came stays.
       yield frames[:left]
       left -= len(frames)
@@ -248,7 +277,7 @@ class Generator:
     mask = np.zeros(shape[0], bool)
     if anchor is not None:
       reference[0], mask[0] = anchor, True
-    if past is not None and window['past']:
+    if past is not None and window['past'] and len(past):
       reference[1:], mask[1:] = past[-window['past'] :], True
     cond = dict(
       reference=reference,
@@ -272,9 +301,14 @@ class Generator:
       'negative_text_mask': jnp.asarray(mask)[None],
     }
 
-  def _sample(self, key, cond, settings, progress):
+  def _sample(self, key, cond, known, settings, progress):
     frames = self.window_frames // CHUNK * self._vae.cfg.num_latents(CHUNK)
     noise = jax.random.normal(key, (1, frames, *cond['reference'].shape[2:]))
+    kept = ()
+    if len(known):
+      fixed = np.zeros(noise.shape, np.float32)
+      fixed[0, : len(known)] = known
+      kept = (jnp.asarray(fixed), jnp.arange(frames)[None] < len(known))
     sigmas = flow.linear_quadratic(settings.steps)
     # Not always given: its length, so the number of steps, is compiled in.
     table = sigmas if settings.guidance.counts_steps else None
@@ -287,6 +321,7 @@ class Generator:
         self._bundle.dit,
         cond,
         noise,
+        kept,
         table,
         state,
         sigma,

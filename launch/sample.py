@@ -15,7 +15,7 @@ pushing each step away from what it would be without; every weight that is not 1
 costs one more run of the network a step:
 
   --audio_cfg=3                             keep closer to the sound
-  --audio_cfg=3 --reference_cfg=2           and closer to the image
+  --audio_cfg=4 --reference_cfg=2           and closer to the image
   --text_cfg=4 --negative_text=dark         to the text, away from another one
   --audio_cfg=5 --guidance_schedule=cosine  strong at first, none at the end
 
@@ -55,7 +55,9 @@ _TEXT = flags.DEFINE_string('text', '', 'what is to be seen')
 _OUT = flags.DEFINE_string('out', 'out/sample.mp4', 'the video to write')
 _MANIFEST = flags.DEFINE_string('manifest', None, 'JSON lines, a video each')
 _SEED = flags.DEFINE_integer('seed', 0, 'of the noise')
-_STEPS = flags.DEFINE_integer('steps', 32, 'steps for each window', 2)
+_STEPS = flags.DEFINE_integer(
+  'steps', generate.STEPS, 'steps for each window', 2
+)
 _SOLVER = flags.DEFINE_string(
   'solver',
   'euler',
@@ -63,7 +65,9 @@ _SOLVER = flags.DEFINE_string(
   'network a step; or dpmpp_2m, of second order with one',
 )
 _AUDIO_CFG = flags.DEFINE_float(
-  'audio_cfg', 1.0, 'weight of the sound, 0 to 30; 1 is as trained'
+  'audio_cfg',
+  generate.AUDIO_CFG,
+  'weight of the sound, 0 to 30; 1 is as trained',
 )
 _TEXT_CFG = flags.DEFINE_float('text_cfg', 1.0, 'weight of the text')
 _REFERENCE_CFG = flags.DEFINE_float('reference_cfg', 1.0, 'weight of the image')

@@ -93,10 +93,7 @@ class Mirage(nn.Module):
     )
     x = self._blocks(streams, context, lengths)
     x = self._output(x, context.cond['video'][:, -1:], video.shape)
-    if cfg.prediction == 'velocity':
-      return x
-    least = jnp.maximum(sigma.astype(jnp.float32), MIN_SIGMA)
-    return (x - video) / least[:, None, None, None, None]
+    return x if cfg.prediction == 'velocity' else _towards(x, video, sigma)
 
   def _linear(self, name, shape, **options):
     options = dict(dtype=self.cfg.dtype) | options
@@ -213,6 +210,12 @@ class Mirage(nn.Module):
 def count_params(params: Any) -> int:
   """Number of scalars in a tree of arrays, or of their abstract shapes."""
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def _towards(data, video, sigma):
+  """The velocity that leads from `video` at noise level sigma to `data`."""
+  least = jnp.maximum(sigma.astype(jnp.float32), MIN_SIGMA)
+  return (data - video) / least[:, None, None, None, None]
 
 
 def _frames(cond):

@@ -149,6 +149,36 @@ def test_windows_come_one_by_one_and_every_step_is_counted(generator, image):
   assert generator.num_windows(round(2.2 * 16000)) == 3
 
 
+@pytest.mark.parametrize(
+  ('chunks', 'size', 'starts'),
+  [(1, 2, [0]), (2, 2, [0]), (3, 2, [0, 1]), (4, 2, [0, 2]), (7, 3, [0, 3, 4])],
+)
+def test_windows_cover_the_sound_and_end_with_it(chunks, size, starts):
+  assert generate.window_starts(chunks, size) == starts
+  assert starts[-1] + size == max(chunks, size)
+
+
+def test_the_last_window_keeps_what_it_shares_with_the_one_before(
+  tiny_file, image
+):
+  loaded = bundle_lib.load(tiny_file)
+  data = loaded.config['data'] | {'num_chunks': 2}
+  wide = dataclasses.replace(loaded, config=loaded.config | {'data': data})
+  generator, windows = generate.Generator(wide), []
+  sample = generator._sample
+
+  def record(*args):
+    windows.append(sample(*args))
+    return windows[-1]
+
+  generator._sample = record
+  made = generator(tiny.speech(2.2), image, '', FAST)
+  assert len(made) == 55 and len(windows) == 2
+  np.testing.assert_allclose(windows[1][:5], windows[0][5:], atol=1e-6)
+  assert np.abs(windows[1][5:] - windows[0][5:]).max() > 1e-3
+  np.testing.assert_array_equal(made[50:], generator.decode(windows[1][5:])[:5])
+
+
 def test_what_cannot_be_made_is_said_before_the_work(
   generator, image, tiny_file
 ):
