@@ -57,7 +57,7 @@ def score(
   Raises:
     ValueError: The two do not fit together, or there are no negatives.
   """
-  batch, kinds, dim = sources.shape
+  batch, _, dim = sources.shape
   if targets.shape[::2] != (batch, dim):
     raise ValueError(
       f'Sources of shape {sources.shape} (B K C) and targets of shape '
@@ -71,9 +71,21 @@ def score(
     targets.astype(dtype), ('batch', None, None)
   )
 
+  negative, squares = _against_all(sources, targets, clip, block)
+  positive = _clipped(_product('ikc,ilc->ikl', sources, targets), clip)
+  return Scores(
+    log_softmax=-jax.nn.softplus(negative[:, :, None] - positive),
+    positive=positive,
+    mean_square=squares / (batch * batch * targets.shape[1]),
+  )
+
+
+def _against_all(sources, targets, clip, block):
+  """Log of the summed exponentials of negatives [B K], and squares [K]."""
+  batch, kinds, dim = sources.shape
+
   @jax.checkpoint
   def rows(sources, first):
-    """Log of the summed exponentials of negatives, and the summed squares."""
     raw = _product('ikc,jlc->ikjl', sources, targets)
     index = first + jnp.arange(len(sources))[:, None]
     same = (index == jnp.arange(batch)[None])[:, None, :, None]
@@ -81,24 +93,16 @@ def score(
     return log_sum, jnp.square(raw).sum((0, 2, 3))
 
   if block >= batch:
-    negative, squares = rows(sources, 0)
-  else:
-    count = math.ceil(batch / block)
-    extra = count * block - batch  # Zero sources: no squares, cut off below.
-    padded = jnp.pad(sources, ((0, extra), (0, 0), (0, 0)))
-    blocks = padded.reshape(count, block, kinds, dim)
-    firsts = block * jnp.arange(count)
-    _, (negative, squares) = jax.lax.scan(
-      lambda _, xs: (None, rows(*xs)), None, (blocks, firsts)
-    )
-    negative = negative.reshape(-1, kinds)[:batch]
-    squares = squares.sum(0)
-  positive = _clipped(_product('ikc,ilc->ikl', sources, targets), clip)
-  return Scores(
-    log_softmax=-jax.nn.softplus(negative[:, :, None] - positive),
-    positive=positive,
-    mean_square=squares / (batch * batch * targets.shape[1]),
+    return rows(sources, 0)
+  count = math.ceil(batch / block)
+  extra = count * block - batch  # Zero sources: no squares, cut off below.
+  padded = jnp.pad(sources, ((0, extra), (0, 0), (0, 0)))
+  blocks = padded.reshape(count, block, kinds, dim)
+  firsts = block * jnp.arange(count)
+  _, (negative, squares) = jax.lax.scan(
+    lambda _, xs: (None, rows(*xs)), None, (blocks, firsts)
   )
+  return negative.reshape(-1, kinds)[:batch], squares.sum(0)
 
 
 def _product(axes, sources, targets):
