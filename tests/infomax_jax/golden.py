@@ -9,7 +9,8 @@ import pytest
 
 from infomax_jax import config, encoder, heads, torch_weights
 
-GOLDEN = pathlib.Path(__file__).parents[3] / 'shared/golden/amdim'
+ROOT = pathlib.Path(__file__).parents[3]  # beside the repository
+GOLDEN = ROOT / 'shared/golden/amdim'
 NAMES = ('enc32', 'enc64', 'enc128', 'enc32_bn', 'enc32_init')
 
 
@@ -20,9 +21,6 @@ def load(name):
     pytest.skip(f'no golden tensors in ../{file.parent.relative_to(ROOT)}')
   with np.load(file) as arrays:
     return {key: arrays[key] for key in arrays.files}
-
-
-ROOT = pathlib.Path(__file__).parents[3]
 
 
 def part(arrays, prefix):
