@@ -43,9 +43,10 @@ def score(
   other positions of image i itself are in neither set (the authors' `costs.py`).
 
   Negatives are those of the whole global batch. Under jit with the batch over
-  devices, sources are gathered (B K C numbers) while targets stay where they
-  are and only sums travel. Scores exist for `block` sources at a time, and
-  again so in the backward pass; `sources` and `targets` are all it keeps.
+  devices, sources are gathered (K C numbers per image) while targets stay where
+  they are and only sums travel. Gathered sources and scores exist for `block`
+  images at a time, and again so in the backward pass; `sources` and `targets`
+  are all it keeps.
 
   Args:
     sources: Vectors that predict.
@@ -66,11 +67,10 @@ def score(
     )
   if batch < 2:
     raise ValueError('A batch of one image has no negatives; use two or more.')
-  sources = nn.with_logical_constraint(sources.astype(dtype), (None,) * 3)
+  sources = sources.astype(dtype)
   targets = nn.with_logical_constraint(
     targets.astype(dtype), ('batch', None, None)
   )
-
   negative, squares = _against_all(sources, targets, clip, block)
   positive = _clipped(_product('ikc,ilc->ikl', sources, targets), clip)
   return Scores(
@@ -85,24 +85,29 @@ def _against_all(sources, targets, clip, block):
   batch, kinds, dim = sources.shape
 
   @jax.checkpoint
-  def rows(sources, first):
+  def rows(sources, index):
+    sources = nn.with_logical_constraint(sources, (None, None, None))
     raw = _product('ikc,jlc->ikjl', sources, targets)
-    index = first + jnp.arange(len(sources))[:, None]
-    same = (index == jnp.arange(batch)[None])[:, None, :, None]
+    same = index[:, None] == jnp.arange(batch)[None]
+    same = same[:, None, :, None]
     log_sum = _log_sum_exp(_clipped(raw, clip), ~same, clip)
     return log_sum, jnp.square(raw).sum((0, 2, 3))
 
   if block >= batch:
-    return rows(sources, 0)
+    return rows(sources, jnp.arange(batch))
   count = math.ceil(batch / block)
   extra = count * block - batch  # Zero sources: no squares, cut off below.
-  padded = jnp.pad(sources, ((0, extra), (0, 0), (0, 0)))
-  blocks = padded.reshape(count, block, kinds, dim)
-  firsts = block * jnp.arange(count)
-  _, (negative, squares) = jax.lax.scan(
-    lambda _, xs: (None, rows(*xs)), None, (blocks, firsts)
+  # Each block has rows of every device, so that it is gathered when it is
+  # needed and not all of them at once.
+  blocks = jnp.pad(sources, ((0, extra), (0, 0), (0, 0)))
+  blocks = blocks.reshape(block, count, kinds, dim).swapaxes(0, 1)
+  blocks = nn.with_logical_constraint(blocks, (None, 'batch', None, None))
+  index = jnp.arange(block * count).reshape(block, count).T
+  _, (log_sums, squares) = jax.lax.scan(
+    lambda _, xs: (None, rows(*xs)), None, (blocks, index)
   )
-  return negative.reshape(-1, kinds)[:batch], squares.sum(0)
+  log_sums = log_sums.swapaxes(0, 1).reshape(-1, kinds)[:batch]
+  return log_sums, squares.sum(0)
 
 
 def _product(axes, sources, targets):
