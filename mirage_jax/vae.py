@@ -23,7 +23,7 @@ CHUNK = 25  # frames of one independently coded chunk
 
 @dataclasses.dataclass(frozen=True)
 class VaeConfig:
-  """Sizes of the autoencoder; the defaults are Mochi 1's (362M parameters).
+  """Sizes of the autoencoder; the defaults are Mochi 1's (460M parameters).
 
   `*_blocks` and `encoder_attention` list the levels from full resolution to the
   latent grid, the last entry being the innermost stack.

@@ -38,6 +38,8 @@ DIT = dict(
   latent_channels=3,
   text_vocab=256,
   rope_area=1.0,
+  patch_size=2,
+  time_alignment=2.0,
 )
 WINDOW = dict(num_chunks=1, text_length=8, past=2)
 
