@@ -37,9 +37,9 @@ from mirage_jax.vae import CHUNK, Vae, VaeConfig
 # from outside of it, most often about as far away.
 IMAGE_SECONDS = -1.0
 
-# What the binaries sample with unless told otherwise: of steps 4, 8 and 32 and
-# weights 1 to 3 these gave the shipped model the best lips and a human rate of
-# blinks. Weight 1 draws lips that move too little.
+# What the binaries sample with unless told otherwise: of 4 steps at weight 2 and
+# 8 at weights 2 and 3, these gave the shipped model the best lips and a human
+# rate of blinks.
 STEPS = 8
 AUDIO_CFG = 3.0
 
