@@ -129,6 +129,10 @@ class FlowConfig:
       of its share: its error in the data counts as if at this level. Else a
       model that predicts data learns little but details of low noise (compare
       min-SNR, arXiv 2303.09556). 0 counts all alike.
+    motion_weight: How much more a place counts that moves: its weight is
+      1 + motion_weight * (its deviation over the window's time / the mean), to
+      a mean of 1. Lips are a few per cent of what a latent holds, and heads
+      turn as no sound tells. Held-out losses are never weighted.
     drop_text: Probability that a sample loses its text.
     drop_audio: Probability that a sample loses its audio.
     drop_reference: Probability that a sample loses its reference tokens.
@@ -144,6 +148,7 @@ class FlowConfig:
   logit_mean: float = 0.0
   logit_std: float = 1.0
   full_weight_from: float = 0.0
+  motion_weight: float = 0.0
   drop_text: float = 0.1
   drop_audio: float = 0.1
   drop_reference: float = 0.1

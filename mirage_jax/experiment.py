@@ -113,9 +113,11 @@ def make(config: Mapping[str, Any]) -> Experiment:
   batch = abstract_batch(config, size)
   patches = batch['video'].shape[1:4]
   tokens = patches[0] * patches[1] * patches[2] // model.cfg.patch_size**2
-  whole = dataclasses.replace(
-    cfg, drop_text=0.0, drop_audio=0.0, drop_reference=0.0, drop_all=0.0
+  plain = dict.fromkeys(
+    ('motion_weight', 'drop_text', 'drop_audio', 'drop_reference', 'drop_all'),
+    0.0,
   )
+  whole = dataclasses.replace(cfg, **plain)
   held_out = dataclasses.replace(source, augment=False)
   return Experiment(
     init=functools.partial(init, model=model, tx=tx, batch=batch),

@@ -105,6 +105,15 @@ def drop_conditions(
   return result
 
 
+def motion_weights(
+  video: Float[Array, 'B F Y X C'], motion: float
+) -> Float[Array, 'B 1 Y X 1']:
+  """1 + motion * (a place's deviation over time / its mean), with mean 1."""
+  deviation = video.std(1).mean(-1)
+  relative = deviation / (deviation.mean((1, 2), keepdims=True) + 1e-6)
+  return ((1.0 + motion * relative) / (1.0 + motion))[:, None, :, :, None]
+
+
 def loss(
   apply: Apply,
   video: Float[Array, 'B F Y X C'],
@@ -131,7 +140,8 @@ def loss(
   cond = drop_conditions(key_drop, cond, cfg)
   predicted = apply(interpolate(video, noise, sigma), sigma, cond)
   error = predicted.astype(jnp.float32) - velocity(video, noise)
-  losses = jnp.mean(jnp.square(error), axis=range(1, video.ndim))
+  error = jnp.square(error) * motion_weights(video, cfg.motion_weight)
+  losses = jnp.mean(error, axis=range(1, video.ndim))
   if cfg.full_weight_from:
     losses *= jnp.minimum(sigma / cfg.full_weight_from, 1) ** 2
   return jnp.mean(losses), {'sigma': sigma, 'loss': losses}

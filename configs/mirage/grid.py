@@ -123,6 +123,7 @@ def dit(folder: str, cross: bool) -> ml_collections.ConfigDict:
       flow=dict(
         schedule='linear_quadratic',
         full_weight_from=0.3,
+        motion_weight=4.0,
         drop_text=0.1,
         drop_audio=0.1,
         drop_reference=0.1,

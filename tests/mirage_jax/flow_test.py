@@ -1,3 +1,5 @@
+import functools
+
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -123,6 +125,29 @@ def test_low_noise_counts_as_an_error_in_the_data():
   want = (0.1 / np.maximum(parts['sigma'], 0.3)) ** 2
   np.testing.assert_allclose(parts['loss'], want, rtol=1e-3)
   assert parts['sigma'].min() < 0.1
+
+
+def test_places_that_move_count_more_and_the_mean_is_one():
+  rng = np.random.default_rng(0)
+  video = np.zeros((2, 6, 4, 4, 3), np.float32)
+  video[:, :, 1, 2] = rng.normal(size=(2, 6, 3))
+  video[0] += 5.0  # A level is no motion.
+  weights = np.asarray(flow.motion_weights(jnp.asarray(video), 3.0))
+  np.testing.assert_allclose(weights.mean((1, 2, 3, 4)), 1, rtol=1e-4)
+  np.testing.assert_allclose(
+    weights[:, 0, 1, 2, 0], (1 + 3 * 16) / 4, rtol=1e-4
+  )
+  np.testing.assert_allclose(weights[:, 0, 0, 0, 0], 1 / 4, rtol=1e-4)
+
+  def apply(x, sigma, cond, place):  # The truth, off by 1 at one place.
+    sigma = sigma[:, None, None, None, None]
+    return ((video - x) / sigma).at[:, :, *place].add(1.0)
+
+  cfg = config.FlowConfig(schedule='uniform', motion_weight=3.0)
+  for place, weight in (((1, 2), 49 / 4), ((0, 0), 1 / 4)):
+    off = functools.partial(apply, place=place)
+    loss, _ = flow.loss(off, jnp.asarray(video), {}, KEY, cfg)
+    np.testing.assert_allclose(loss, weight / 16, rtol=1e-3)
 
 
 def test_the_loss_is_float32_for_a_bfloat16_network():
