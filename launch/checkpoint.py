@@ -5,7 +5,7 @@ visible only once it is complete, so a run killed while saving loses that save
 and nothing else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
 import os
 import pathlib
@@ -183,20 +183,42 @@ def restore_params(
   Raises:
     UserError: no such directory, no such step, or a damaged checkpoint.
   """
-  config = read_config(workdir)
-  directory = pathlib.Path(workdir).resolve() / 'checkpoints'
-  steps = saved_steps(workdir)
-  if not steps:
-    raise UserError(f'{directory} holds no checkpoint: train first')
-  step = steps[-1] if step is None else step
-  if step not in steps:
-    raise UserError(f'{directory} has no step {step}; it has {steps}')
-  path = directory / str(step)
   name = 'ema' if ema else 'params'
+  config, trees = restore_trees(workdir, (name,), step)
+  return config, trees[name]
+
+
+def restore_trees(
+  workdir: str | os.PathLike, names: Sequence[str], step: int | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The config of a run and parts of its state, as `restore_params`.
+
+  Args:
+    workdir: where the run was trained.
+    names: fields of its train state, such as 'params' and 'batch_stats'.
+    step: which checkpoint; the latest by default.
+
+  Returns:
+    The config as a plain dict and {name: tree of numpy arrays}.
+
+  Raises:
+    UserError: no such directory, step or field, or a damaged checkpoint.
+  """
+  config = read_config(workdir)
+  path = step_path(workdir, step)
   try:
     handler = ocp.PyTreeCheckpointHandler()
-    tree = {name: handler.metadata(path / 'state').tree[name]}
-    kind = ocp.RestoreArgs(restore_type=np.ndarray)
+    held = handler.metadata(path / 'state').tree
+  except Exception as error:  # Orbax raises anything on damaged files.
+    raise damaged(path, error) from error
+  if missing := [name for name in names if name not in held]:
+    raise UserError(
+      f'{path} holds no {" or ".join(missing)}, only {", ".join(sorted(held))}: '
+      'it is of another kind of run'
+    )
+  tree = {name: held[name] for name in names}
+  kind = ocp.RestoreArgs(restore_type=np.ndarray)
+  try:
     restored = handler.restore(
       path / 'state',
       args=ocp.args.PyTreeRestore(
@@ -205,9 +227,23 @@ def restore_params(
         partial_restore=True,
       ),
     )
-  except Exception as error:  # Orbax raises anything on damaged files.
+  except Exception as error:  # As above.
     raise damaged(path, error) from error
-  return config, restored[name]
+  return config, restored
+
+
+def step_path(
+  workdir: str | os.PathLike, step: int | None = None
+) -> pathlib.Path:
+  """Where a checkpoint is, the latest by default; UserError if nowhere."""
+  directory = pathlib.Path(workdir).resolve() / 'checkpoints'
+  steps = saved_steps(workdir)
+  if not steps:
+    raise UserError(f'{directory} holds no checkpoint: train first')
+  step = steps[-1] if step is None else step
+  if step not in steps:
+    raise UserError(f'{directory} has no step {step}; it has {steps}')
+  return directory / str(step)
 
 
 def _flatten(config: Mapping, prefix: str = '') -> dict[str, Any]:

@@ -22,6 +22,8 @@ from launch import mesh as mesh_lib
 from launch.checkpoint import Checkpoints, claim_workdir, restore_params
 from launch.errors import UserError
 from launch.signals import Termination
+from launch.stopwatch import Stopwatch
+from launch.trace import Trace
 from launch.writer import Progress, Writer
 
 # Other metrics may be: the mean over an empty bin, the PSNR of equal images.
@@ -137,6 +139,7 @@ def train(
   config: Mapping[str, Any],
   workdir: str | os.PathLike,
   devices: Sequence[jax.Device] | None = None,
+  profile: tuple[int, int] | None = None,
 ) -> Any:
   """Trains to `num_steps`, or until SIGTERM; returns the last state.
 
@@ -145,6 +148,8 @@ def train(
     workdir: gets config.json, checkpoints/, metrics.jsonl and TensorBoard
       events; one that holds a run of the same config is continued.
     devices: what to lay the mesh on; all devices by default.
+    profile: the first and the last step to record for xprof, under
+      `workdir`/profile.
 
   Raises:
     UserError: what the user can mend, in one line.
@@ -155,8 +160,10 @@ def train(
   mesh_lib.check_batch_size(schedule.batch_size, mesh)
   claim_workdir(workdir, config)
   program = Program.of(exp, mesh)
-  data = iter(exp.dataset())
+  data = _open(exp.dataset)
   with (
+    Stopwatch() as watch,
+    watch('other'),
     Checkpoints(workdir, schedule.keep, schedule.keep_every) as checkpoints,
     jax.set_mesh(mesh),
     nn.logical_axis_rules(exp.axis_rules),
@@ -179,22 +186,35 @@ def train(
       print(f'{workdir} is already at step {first} of {schedule.num_steps}')
       return state
     with (
-      MetricLog(workdir, first, schedule, exp) as log,
+      MetricLog(workdir, first, schedule, exp, watch) as log,
+      Trace(profile, workdir) as trace,
       Termination() as termination,
     ):
       for step in range(first + 1, schedule.num_steps + 1):
-        with jax.transfer_guard('disallow'):
-          batch = mesh_lib.put_batch(_next(data, step), program.batch)
-          state, metrics = program.step(state, batch, loop_key)
+        trace.before(step)
+        with (
+          jax.profiler.StepTraceAnnotation('train', step_num=step),
+          jax.transfer_guard('disallow'),
+        ):
+          with watch('data'):
+            batch = mesh_lib.put_batch(
+              _next(data, f'step {step}'), program.batch
+            )
+          with watch('step'):
+            state, metrics = program.step(state, batch, loop_key)
         # The device works on this step while the one before is logged.
-        log.add(step, metrics)
+        with watch('step'):
+          log.add(step, metrics)
+        if recorded := trace.after(step, metrics):
+          log.say(recorded)
         stop = termination.asked(step)
         last = step == schedule.num_steps
         if last or stop or step % schedule.save_every == 0:
-          with log.pause():  # And looks: what is not finite is not saved.
+          # And looks: what is not finite is not saved.
+          with log.pause(), watch('save'):
             checkpoints.save(step, state, data)
         if program.evaluate and _due(step, schedule.eval_every, last):
-          with log.pause():
+          with log.pause(), watch('evaluate'):
             means = _evaluate(program, exp, schedule, state, eval_key)
           log.write(step, means)
         if stop:
@@ -239,12 +259,21 @@ def _due(step: int, every: int, last: bool) -> bool:
   return every > 0 and (last or step % every == 0)
 
 
-def _next(data: Iterator, step: int) -> Any:
+def _open(dataset: Callable[[], Iterable]) -> Iterator:
   try:
-    return next(data)
+    return iter(dataset())
+  except ValueError as error:
+    raise UserError(f'the dataset cannot be read: {error}') from error
+
+
+def _next(data: Iterator, when: str, *default: Any) -> Any:
+  try:
+    return next(data, *default)
+  except ValueError as error:  # Of an example: the text names it.
+    raise UserError(f'the dataset fails at {when}: {error}') from error
   except StopIteration:
     raise UserError(
-      f'the dataset ended before step {step}: it must hold at least one batch '
+      f'the dataset ended before {when}: it must hold at least one batch '
       'and repeat for ever'
     ) from None
 
@@ -258,8 +287,11 @@ def _evaluate(
 ) -> dict[str, float]:
   """Means over the same batches and the same noise each time."""
   keys = program.keys(key, schedule.eval_batches)
-  rows = []
-  for key, batch in zip(keys, exp.eval_dataset(), strict=False):
+  rows, data = [], _open(exp.eval_dataset)
+  for key in keys:
+    batch = _next(data, 'evaluation', None)
+    if batch is None:
+      break
     batch = mesh_lib.put_batch(batch, program.batch)
     rows.append(program.evaluate(state, batch, key))
   if not rows:
@@ -280,8 +312,10 @@ class MetricLog:
     first_step: int,
     schedule: Schedule,
     exp: Experiment,
+    watch: Stopwatch,
   ):
-    self._schedule = schedule
+    """`watch` knows what has taken how long, which goes into the log."""
+    self._schedule, self._watch = schedule, watch
     self._pending = None
     self._rows = []
     self._speed = {}
@@ -311,7 +345,7 @@ class MetricLog:
       self._speed = self._progress.step(step, row.get('loss', math.nan))
       if due or broken:
         means = {k: np.mean([r[k] for r in self._rows]) for k in row}
-        self._writer.write(step, means | self._speed)
+        self._writer.write(step, means | self._speed | self._times())
         self._progress.line(step)
     if due:
       self._rows.clear()
@@ -321,6 +355,15 @@ class MetricLog:
         'checkpoint is from before it; lower the learning rate, or look at '
         'the data of that step'
       )
+
+  def _times(self) -> dict[str, float]:
+    """Seconds of each stage in this process, and the steps' share of all.
+
+    Steps in flight while the next batch is made, or written out, count as that.
+    """
+    seconds = self._watch.seconds
+    times = {f'seconds/{stage}': x for stage, x in seconds.items()}
+    return times | {'goodput': seconds.get('step', 0) / sum(seconds.values())}
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Writes and shows the result of an evaluation."""

@@ -15,6 +15,7 @@ or only --coordinator=auto on a TPU pod, Slurm or Kubernetes.
 
 The workdir gets config.json, checkpoints/, metrics.jsonl and TensorBoard
 events. SIGTERM saves and exits with 0; a second one exits at once.
+`--profile=10:12` records these steps for xprof.
 """
 
 import json
@@ -26,6 +27,7 @@ from ml_collections import config_flags
 
 from launch import loop
 from launch.errors import UserError, one_line
+from launch.trace import parse_steps
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'configs/...py[:variant,key=value]', lock_config=True
@@ -36,12 +38,16 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'how many')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'which one this is')
+_PROFILE = flags.DEFINE_string(
+  'profile', None, 'FIRST:LAST, the steps to record for xprof'
+)
 
 
 def main(_: list[str]) -> None:
   with one_line():
     if _CONFIG.value is None or _WORKDIR.value is None:
       raise UserError('--config and --workdir are needed; see --help')
+    profile = parse_steps(_PROFILE.value)
     connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if jax.process_index() == 0:
       devices = jax.devices()
@@ -52,7 +58,7 @@ def main(_: list[str]) -> None:
       )
     # What a checkpoint gives back later is what the experiment gets now.
     config = json.loads(_CONFIG.value.to_json())
-    loop.train(config, _WORKDIR.value)
+    loop.train(config, _WORKDIR.value, profile=profile)
 
 
 def connect(

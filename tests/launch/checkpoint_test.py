@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 
 from launch import checkpoint as checkpoint_lib, loop
-from launch.checkpoint import Checkpoints, claim_workdir, restore_params
+from launch.checkpoint import (
+  Checkpoints,
+  claim_workdir,
+  restore_params,
+  restore_trees,
+)
 from launch.errors import UserError
 from tests.launch import toy_config
 
@@ -84,6 +89,18 @@ def test_params_are_restored_without_the_experiment(trained):
   jax.tree.map(np.testing.assert_array_equal, params, state.params)
   _, early = restore_params(workdir, step=3)
   assert not np.array_equal(early['up']['kernel'], ema['up']['kernel'])
+
+
+def test_parts_of_the_state_are_restored_together(trained):
+  workdir, state = trained
+  _, trees = restore_trees(workdir, ('params', 'opt_state'))
+  assert set(trees) == {'params', 'opt_state'}
+  jax.tree.map(np.testing.assert_array_equal, trees['params'], state.params)
+  held, want = (jax.tree.leaves(x) for x in (trees, state.opt_state))
+  assert {x.shape for x in want} <= {x.shape for x in held}
+  said = 'holds no batch_stats, only ema, opt_state, params, step'
+  with pytest.raises(UserError, match=said):
+    restore_trees(workdir, ('params', 'batch_stats'))
 
 
 def test_a_missing_run_is_said(tmp_path, run):

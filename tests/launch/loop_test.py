@@ -128,6 +128,29 @@ def test_logged_metrics_are_means_since_the_last_line(tmp_path):
   np.testing.assert_allclose(lines(tmp_path / '4'), want, rtol=1e-6)
 
 
+def test_an_example_that_cannot_be_read_is_told(tmp_path):
+  config = toy_config.plain(num_steps=9, toy__bad_at=7)
+  said = 'dataset fails at step [1-8]: example 7 is broken'
+  with pytest.raises(UserError, match=said):
+    loop.train(config, tmp_path)
+
+
+def test_the_log_says_where_the_time_went(tmp_path):
+  config = toy_config.plain(num_steps=8, eval_every=4, toy__delay=0.05)
+  loop.train(config, tmp_path, profile=(5, 6))
+  stages = ('data', 'step', 'save', 'evaluate', 'compile', 'other')
+  parts = {name: lines(tmp_path, f'seconds/{name}') for name in stages}
+  for rows in parts.values():
+    values = [value for _, value in rows]
+    assert values == sorted(values) and values[-1] > 0
+  assert parts['data'][-1][1] > 0.3  # Of eight batches, less what was ahead.
+  last = {name: rows[-1][1] for name, rows in parts.items()}
+  want = last['step'] / sum(last.values())
+  assert lines(tmp_path, 'goodput')[-1] == (8, pytest.approx(want))
+  (record,) = (tmp_path / 'profile').rglob('*.xplane.pb')
+  assert record.stat().st_size > 1000
+
+
 def test_a_step_is_dispatched_before_the_last_one_is_fetched(
   tmp_path, monkeypatch
 ):

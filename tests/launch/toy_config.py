@@ -25,6 +25,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       toy=dict(
         learning_rate=1e-2,
         break_at=-1,
+        bad_at=-1,
         delay=parsed.delay,
         repeats=ml_collections.config_dict.placeholder(int),
       ),

@@ -46,6 +46,7 @@ class Toy:
 
   Attributes:
     break_at: The step whose loss is NaN; -1 for none.
+    bad_at: The example that cannot be read; -1 for none.
     delay: Seconds that a batch takes.
     repeats: Passes over the data; None for no end.
   """
@@ -53,6 +54,7 @@ class Toy:
   batch_size: int
   learning_rate: float
   break_at: int = -1
+  bad_at: int = -1
   delay: float = 0.0
   repeats: int | None = None
   num_examples: int = 64
@@ -94,7 +96,9 @@ class Toy:
     # noise falls on the same examples whatever the number of processes.
     share = self.batch_size // jax.process_count()
     start = jax.process_index() * share
-    rows = grain.MapDataset.range(self.num_examples).shuffle(seed=0).map(_row)
+    rows = (
+      grain.MapDataset.range(self.num_examples).shuffle(seed=0).map(self._row)
+    )
 
     def local(x):
       time.sleep(self.delay)
@@ -103,12 +107,15 @@ class Toy:
     batches = rows.repeat(self.repeats).batch(self.batch_size).map(local)
     return batches.to_iter_dataset(grain.ReadOptions(1, 1))
 
+  def _row(self, i):
+    if i == self.bad_at:
+      raise ValueError(f'example {i} is broken:\nmend it')
+    return (
+      np.random.default_rng(i).standard_normal((4, WIDTH)).astype('float32')
+    )
+
   def eval_dataset(self):
     return self.dataset()
-
-
-def _row(i):
-  return np.random.default_rng(i).standard_normal((4, WIDTH)).astype('float32')
 
 
 def make(config):

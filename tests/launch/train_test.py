@@ -75,6 +75,14 @@ def test_mistakes_in_the_run(parse, tmp_path, capsys):
   assert 'does not divide the 8 devices' in err and err.count('\n') == 1
 
 
+@pytest.mark.parametrize('steps', ['5', '0:3', '4:2', 'a:b'])
+def test_steps_to_profile_are_two_numbers(steps, parse, tmp_path, capsys):
+  parse(f'--config={CONFIG}', f'--workdir={tmp_path}', f'--profile={steps}')
+  with pytest.raises(SystemExit):
+    train.main([])
+  assert 'give the first and the last step' in capsys.readouterr().err
+
+
 def test_the_workdir_is_asked_for(parse, capsys):
   parse(f'--config={CONFIG}')
   with pytest.raises(SystemExit):
