@@ -5,7 +5,7 @@ all attend to all. Sublayers are sandwiched between two parameter-free norms:
 x + tanh(gate) * norm(sublayer(norm(x) * (1 + scale))). There is no shift.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from flax import linen as nn
 import flax.struct
@@ -17,6 +17,9 @@ from mirage_jax import config, rope, sharding, tokens
 from mirage_jax.linear import Linear
 from mirage_jax.ops.attention import attention
 
+# The collection of what attention gave: applied with it mutable, the model keeps
+# it; given it, the model uses that and computes no queries, keys and values.
+CACHE = 'cache'
 EPS = 1e-6
 QK_EPS = 1e-5
 
@@ -129,9 +132,15 @@ class Stream(nn.Module):
       )
       self.mlp = SwiGlu(width, self.stream.mlp_dim, cfg.dtype)
 
-  def attend(self, x: Float[Array, 'B T W'], context: Context, name: str):
-    """Returns (queries or None, keys, values) and the modulations."""
-    scales = self.modulation(context.cond[name], self.lengths)
+  def modulate(self, context: Context) -> list[Float[Array, 'B _ W']]:
+    """Scale and, if the stream is updated, gate, MLP's scale, MLP's gate."""
+    return self.modulation(context.cond[self.name], self.lengths)
+
+  def attend(
+    self, x: Float[Array, 'B T W'], scales: Sequence[Array], context: Context
+  ):
+    """Returns (queries or None, keys, values)."""
+    name = self.name
     y = (rms_norm(x, EPS) * (1 + scales[0])).astype(x.dtype)
     parts = self.qkv(y)
     k, v = self.k_norm(parts[:, :, -2]), parts[:, :, -1]
@@ -141,21 +150,25 @@ class Stream(nn.Module):
       k = rope.apply_rotary(k, tables)
       if q is not None:
         q = rope.apply_rotary(q, tuple(t[:, self.skip :] for t in tables))
-    return (q, k, v), scales
+    return q, k, v
+
+  def project(self, heads: Float[Array, 'B T H D']) -> Float[Array, 'B T W']:
+    """What the heads found, in the stream's width."""
+    return self.out(heads)
 
   def update(
     self,
     x: Float[Array, 'B T W'],
-    heads: Float[Array, 'B T H D'],
+    attended: Float[Array, 'B T W'],
     scales: Sequence[Array],
-    extra: Array | None = None,
+    extra: Callable[[Array], Array] | None = None,
   ) -> Float[Array, 'B T W']:
     """Adds the attention's and the MLP's output to the residual stream."""
     if self.skip:
       x = x[:, self.skip :]
       scales = [s[:, self.skip :] if s.shape[1] > 1 else s for s in scales]
     _, gate, mlp_scale, mlp_gate = scales
-    x = residual(x, self.out(heads), gate)
+    x = residual(x, attended, gate)
     if extra is not None:
       x = extra(x)
     y = (rms_norm(x, EPS) * (1 + mlp_scale)).astype(x.dtype)
@@ -239,6 +252,8 @@ class CrossAttention(nn.Module):
 class Block(nn.Module):
   """All streams through one joint attention and their own MLPs.
 
+  What attention gives each stream can be kept and used again, see `CACHE`.
+
   Attributes:
     cfg: The model.
     lengths: Tokens of the video stream: (video,) or (reference, video).
@@ -254,38 +269,58 @@ class Block(nn.Module):
   def __call__(
     self, streams: Mapping[str, Float[Array, 'B _ _']], context: Context
   ) -> tuple[dict[str, Float[Array, 'B _ _']], None]:
-    cfg = self.cfg
     skip = self.lengths[0] if self.last and len(self.lengths) == 2 else 0
-    modules, qkv, scales = {}, {}, {}
+    modules, scales = {}, {}
     for name in tokens.STREAMS:  # not the dict's order: tracing sorts its keys
       if name not in streams:
         continue
-      x, video = streams[name], name == 'video'
+      video = name == 'video'
       modules[name] = Stream(
-        cfg,
-        getattr(cfg, name),
-        self.lengths if video else (x.shape[1],),
+        self.cfg,
+        getattr(self.cfg, name),
+        self.lengths if video else (streams[name].shape[1],),
         updates=video or not self.last,
         skip=skip if video else 0,
         name=name,
       )
-      qkv[name], scales[name] = modules[name].attend(x, context, name)
+      scales[name] = modules[name].modulate(context)
+    result = {}
+    for name, y in self._attended(modules, streams, scales, context).items():
+      extra = None
+      if name == 'video' and context.audio is not None:
+        cross = CrossAttention(self.cfg, self.lengths, skip, name='cross')
+        extra = lambda x, cross=cross: cross(x, context)
+      y = modules[name].update(streams[name], y, scales[name], extra)
+      result[name] = self._constrain(name, y)
+    return result, None
+
+  def _constrain(self, name, x):
+    axes = ('batch', 'seq' if name == 'video' else None, None)
+    return sharding.constrain(self, x, axes)
+
+  def _attended(self, modules, streams, scales, context):
+    """What the joint attention gives each stream that is updated."""
+    keep = self.is_mutable_collection(CACHE) and not self.is_initializing()
+    if not keep and self.has_variable(CACHE, 'attended'):
+      return self.get_variable(CACHE, 'attended')
+    qkv = {
+      name: module.attend(streams[name], scales[name], context)
+      for name, module in modules.items()
+    }
     queries = {n: q for n, (q, _, _) in qkv.items() if q is not None}
     heads = attention(
       tokens.join(list(queries.values())),
       tokens.join([k for _, k, _ in qkv.values()]),
       tokens.join([v for _, _, v in qkv.values()]),
       context.mask,
-      implementation=cfg.attention,
+      implementation=self.cfg.attention,
     )
     parts = tokens.split(heads, [q.shape[1] for q in queries.values()])
-    result = {}
-    for name, part in zip(queries, parts, strict=True):
-      extra = None
-      if name == 'video' and context.audio is not None:
-        cross = CrossAttention(cfg, self.lengths, skip, name='cross')
-        extra = lambda x, cross=cross: cross(x, context)
-      y = modules[name].update(streams[name], part, scales[name], extra)
-      axes = ('batch', 'seq' if name == 'video' else None, None)
-      result[name] = sharding.constrain(self, y, axes)
-    return result, None
+    attended = {
+      name: modules[name].project(part)
+      for name, part in zip(queries, parts, strict=True)
+    }
+    if keep:
+      attended = {n: self._constrain(n, y) for n, y in attended.items()}
+      self.put_variable(CACHE, 'attended', attended)
+    return attended

@@ -180,7 +180,7 @@ class Mirage(nn.Module):
     if cfg.depth > 1:
       scanned = nn.scan(
         make,
-        variable_axes={'params': 0},
+        variable_axes={'params': 0, block.CACHE: 0},
         split_rngs={'params': True},
         in_axes=nn.broadcast,
         length=cfg.depth - 1,

@@ -34,7 +34,8 @@ NEUTRAL = dict.fromkeys((*CONDITIONS, 'joint'), 1.0) | {'skip': 0.0}
 class Apply(Protocol):
   """The network with its parameters bound.
 
-  `skip_blocks` is only ever given for skip guidance.
+  `skip_blocks` is only ever given for skip guidance. What else caching needs
+  of it, see `cache.Network`.
   """
 
   def __call__(
@@ -159,29 +160,71 @@ def guided(
     raise ValueError('a cosine schedule counts steps: sigmas must be given.')
 
   def wrapped(video, sigma, cond):
-    cond, negative = _split_negative(cond)
-    terms = guidance.active(cond)
-    if negative and not any('text' in term.left_out for term in terms):
-      raise ValueError(
-        'negative_text stands where guidance leaves text out: it needs text '
-        'in cond, and a weight of text or joint other than 1.'
-      )
-    if not terms:
-      return apply(video, sigma, cond)
-    gains = _gains(terms, sigma, sigmas if guidance.counts_steps else None)
+    plan = prepare(guidance, cond, len(video))
+    if not plan.terms:
+      return apply(video, sigma, plan.cond)
+    gains = weigh(guidance, plan.terms, sigma, sigmas)
 
     def everything():
-      full, others = _branches(
-        apply, guidance, video, sigma, cond, negative, terms
-      )
-      return _combine(full, others, gains, guidance.rescale)
+      full, others = branches(apply, guidance, plan, video, sigma)
+      differences = [full - other for other in others]
+      return combine(full, differences, gains, guidance.rescale)
 
-    if not all(isinstance(term.schedule, Window) for term in terms):
+    if not all(isinstance(term.schedule, Window) for term in plan.terms):
       return everything()
     inside = jnp.any(jnp.stack(gains) != 0)
-    return jax.lax.cond(inside, everything, lambda: apply(video, sigma, cond))
+    return jax.lax.cond(
+      inside, everything, lambda: apply(video, sigma, plan.cond)
+    )
 
   return wrapped
+
+
+class Branches(NamedTuple):
+  """What is to be run.
+
+  Attributes:
+    cond: The conditions without what stands for a left-out text.
+    terms: The terms that count; skip guidance's is the last one.
+    conds: `cond`, then the variant of each other term, all with equal keys.
+  """
+
+  cond: dict[str, Array]
+  terms: list[Term]
+  conds: list[dict[str, Array]]
+
+
+def prepare(
+  guidance: Guidance, cond: Mapping[str, Array], batch: int
+) -> Branches:
+  """The terms that count and their conditions; ValueError as in `guided`."""
+  cond, negative = _split_negative(cond)
+  terms = guidance.active(cond)
+  if negative and not any('text' in term.left_out for term in terms):
+    raise ValueError(
+      'negative_text stands where guidance leaves text out: it needs text '
+      'in cond, and a weight of text or joint other than 1.'
+    )
+  left_out = [term.left_out for term in terms if term.left_out]
+  if not left_out:
+    return Branches(cond, terms, [cond])
+  return Branches(cond, terms, _variants(cond, negative, left_out, batch))
+
+
+def branches(
+  apply: Apply, guidance: Guidance, plan: Branches, video: Array, sigma: Array
+) -> tuple[Array, list[Array]]:
+  """The velocity of all conditions, and that of each term."""
+  full, *rest = _run(apply, guidance, plan.conds, video, sigma)
+  return full, rest + _skipped(apply, guidance, plan, video, sigma)
+
+
+def others(
+  apply: Apply, guidance: Guidance, plan: Branches, video: Array, sigma: Array
+) -> list[Array]:
+  """The velocity of each term alone."""
+  rest = _run(apply, guidance, plan.conds[1:], video, sigma)
+  return rest + _skipped(apply, guidance, plan, video, sigma)
 
 
 def without_blocks(params: Any, blocks: Sequence[int]) -> Any:
@@ -206,7 +249,8 @@ def without_blocks(params: Any, blocks: Sequence[int]) -> Any:
     keep[block] = 0
 
   def zero(path, x):
-    names = [entry.key for entry in path]
+    # A quantised kernel's own parts have no key.
+    names = [getattr(entry, 'key', None) for entry in path]
     if 'modulation' not in names:
       return x
     if names[0] == 'last':
@@ -226,28 +270,20 @@ def _split_negative(cond):
   return rest, negative
 
 
-def _branches(apply, guidance, video, sigma, cond, negative, terms):
-  """The full velocity, and that of each term."""
-  masked = [term for term in terms if term.left_out]
-  conds = _variants(cond, negative, [t.left_out for t in masked], len(video))
-  if len(conds) == 1:
-    full, found = apply(video, sigma, cond), {}
-  elif guidance.sequential:
+def _run(apply, guidance, conds, video, sigma):
+  """The velocity under each of `conds`."""
+  if len(conds) < 2:
+    return [apply(video, sigma, cond) for cond in conds]
+  if guidance.sequential:
     stacked = {k: jnp.stack([c[k] for c in conds]) for k in conds[0]}
     run = lambda variant: apply(video, sigma, variant)
-    full, *rest = jax.lax.map(run, stacked)
-  else:
-    velocities = apply(
-      jnp.concatenate([video] * len(conds)),
-      jnp.concatenate([sigma] * len(conds)),
-      {k: jnp.concatenate([c[k] for c in conds]) for k in conds[0]},
-    )
-    full, *rest = jnp.split(velocities, len(conds))
-  if masked:
-    found = dict(zip((t.name for t in masked), rest, strict=True))
-  if guidance.skip_blocks:
-    found['skip'] = _skipped(apply, video, sigma, cond, guidance.skip_blocks)
-  return full, [found[term.name] for term in terms]
+    return list(jax.lax.map(run, stacked))
+  velocities = apply(
+    jnp.concatenate([video] * len(conds)),
+    jnp.concatenate([sigma] * len(conds)),
+    {k: jnp.concatenate([c[k] for c in conds]) for k in conds[0]},
+  )
+  return jnp.split(velocities, len(conds))
 
 
 def _variants(cond, negative, left_out, batch):
@@ -277,9 +313,13 @@ def _variants(cond, negative, left_out, batch):
   return conds
 
 
-def _skipped(apply, video, sigma, cond, blocks):
+def _skipped(apply, guidance, plan, video, sigma):
+  """The velocity without some blocks, if skip guidance wants it."""
+  blocks = guidance.skip_blocks
+  if not blocks:
+    return []
   try:
-    return apply(video, sigma, cond, skip_blocks=blocks)
+    return [apply(video, sigma, plan.cond, skip_blocks=blocks)]
   except TypeError as error:
     if 'skip_blocks' not in str(error):
       raise
@@ -289,20 +329,31 @@ def _skipped(apply, video, sigma, cond, blocks):
     ) from error
 
 
-def _gains(terms, sigma, sigmas):
-  """What each term is multiplied with, per sample [B]."""
+def weigh(
+  guidance: Guidance,
+  terms: Sequence[Term],
+  sigma: Float[Array, 'B'],
+  sigmas: Float[Array, 'K'] | None,
+) -> list[Float[Array, 'B']]:
+  """What each term is multiplied with, per sample; `sigmas` as in `guided`."""
   progress = None
-  if sigmas is not None:
+  if guidance.counts_steps:
     done = jnp.linspace(0, 1, len(sigmas), dtype=sigma.dtype)
     progress = jnp.interp(sigma, jnp.flip(sigmas), jnp.flip(done))
   return [term.gain * term.schedule(sigma, progress) for term in terms]
 
 
-def _combine(full, others, gains, rescale):
+def combine(
+  full: Float[Array, 'B *n'],
+  differences: Sequence[Float[Array, 'B *n']],
+  gains: Sequence[Float[Array, 'B']],
+  rescale: float,
+) -> Float[Array, 'B *n']:
+  """The guided velocity from that of all conditions and how far others lie."""
   total = full
-  for gain, other in zip(gains, others, strict=True):
+  for gain, difference in zip(gains, differences, strict=True):
     gain = gain.reshape(-1, *(1,) * (full.ndim - 1))
-    total = total + gain * (full - other)
+    total = total + gain * difference
   if not rescale:
     return total
   deviation = lambda v: jnp.std(v, axis=range(1, v.ndim), keepdims=True)

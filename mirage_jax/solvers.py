@@ -26,10 +26,14 @@ Velocity = Callable[[Array, Array], Array]
 
 
 class State(NamedTuple):
-  """Where a solver is: latents x, and what it remembers of earlier steps."""
+  """Where a solver is: latents x, and what it remembers of earlier steps.
+
+  `memory` is the sampler's, for step caching.
+  """
 
   x: Float[Array, 'B *n']
   past: Any = ()
+  memory: Any = ()
 
 
 class Solver(NamedTuple):
@@ -40,6 +44,7 @@ class Solver(NamedTuple):
 
   start: Callable[[Array], State]
   step: Callable[[Velocity, State, Array, Array], State]
+  runs: int = 1  # evaluations a step
 
 
 def get(name: str) -> Solver:
@@ -74,7 +79,7 @@ def _dpmpp_start(x):
 
 
 def _dpmpp(velocity, state, sigma, next_sigma):
-  x, (past_data, past_sigma) = state
+  x, (past_data, past_sigma) = state.x, state.past
   data = x + sigma * velocity(x, sigma)
   last, here, after = (
     jnp.log1p(-s) - jnp.log(s) for s in (past_sigma, sigma, next_sigma)
@@ -89,7 +94,7 @@ def _dpmpp(velocity, state, sigma, next_sigma):
 
 SOLVERS = {
   'euler': Solver(State, _euler),
-  'heun': Solver(State, _heun),
+  'heun': Solver(State, _heun, runs=2),
   'dpmpp_2m': Solver(_dpmpp_start, _dpmpp),
 }
 NAMES = tuple(SOLVERS)
