@@ -1,0 +1,95 @@
+"""Checkpoints on the Hugging Face hub."""
+
+import pathlib
+import re
+
+from launch.convert_source import INDEX
+from launch.errors import UserError
+
+# Where repositories of whole pipelines keep a model, if they do.
+FOLDERS = {
+  'mochi': 'transformer',
+  'mochi_vae': 'vae',
+  't5': 'text_encoder',
+}
+_PLAIN = re.compile(r'(^|/)[^./]+\.safetensors(\.index\.json)?$')
+_ID = re.compile(r'^[\w.-]+/[\w.-]+(/[\w./-]+)?$')
+
+
+def is_id(text: str) -> bool:
+  """Whether it reads as owner/name or owner/name/path."""
+  return bool(_ID.match(text)) and '..' not in text
+
+
+def download(
+  text: str, kind: str, endpoint: str | None = None, cache: str | None = None
+) -> pathlib.Path:
+  """Downloads what a conversion needs, into the hub's cache; resumes.
+
+  Args:
+    text: owner/name, with a folder or a file in it after that if wanted.
+    kind: the value of --from.
+    endpoint: of the hub; its own default if None.
+    cache: folder of the cache; the hub's own default if None.
+
+  Returns:
+    The local folder or file.
+
+  Raises:
+    UserError: the hub cannot be reached, or has no such thing.
+  """
+  import huggingface_hub
+
+  owner, name, *inside = text.split('/')
+  repo, inside = f'{owner}/{name}', '/'.join(inside)
+  try:
+    api = huggingface_hub.HfApi(endpoint=endpoint)
+    wanted = choose(api.list_repo_files(repo), inside, kind, text)
+    paths = [
+      huggingface_hub.hf_hub_download(
+        repo, file, endpoint=endpoint, cache_dir=cache
+      )
+      for file in wanted
+    ]
+  except UserError:
+    raise
+  except Exception as error:  # Of its own, of the network's and of the disk's.
+    said = ' '.join(str(error).split())[:200]
+    raise UserError(
+      f'{text}: is no local path, and the hub did not give it '
+      f'({type(error).__name__}: {said}): check the name and the network, log in '
+      'with `hf auth login` if it is gated, or download it and give the folder'
+    ) from error
+  first = pathlib.Path(paths[0])
+  return first if inside.endswith('.safetensors') else first.parent
+
+
+def choose(files: list[str], inside: str, kind: str, text: str) -> list[str]:
+  """The files of a repository that a conversion reads, weights first.
+
+  Raises:
+    UserError: there are no safetensors where they are looked for.
+  """
+  if inside.endswith('.safetensors'):
+    if inside not in files:
+      raise UserError(f'{text}: the repository has no such file')
+    folder = inside.rpartition('/')[0]
+    weights = [inside]
+  else:
+    folder = inside.strip('/')
+    usual = FOLDERS.get(kind, '')
+    if not folder and any(f.startswith(f'{usual}/') for f in files):
+      folder = usual
+    here = [f for f in files if f.rpartition('/')[0] == folder]
+    weights = [f for f in here if f.endswith(('.safetensors', INDEX))]
+    # Without variants such as model.fp16.safetensors, if there is another.
+    weights = [f for f in weights if _PLAIN.search(f)] or weights
+  if not weights:
+    seen = ', '.join(files[:8]) or 'nothing'
+    raise UserError(
+      f'{text}: the repository has no safetensors in {folder or "its top"} '
+      f'(it has {seen}): give owner/name/folder'
+    )
+  names = ('config.json', 'preprocessor_config.json')
+  extra = [f'{folder}/{name}' if folder else name for name in names]
+  return weights + [file for file in extra if file in files]
