@@ -189,14 +189,14 @@ class Generator:
       wave: the sound, 16 kHz mono; the last frame is the one in which it ends.
       image: the face to animate, of this bundle's size; None leaves the
         appearance to the text and the voice.
-      text: a caption; '' for none.
+      text: a caption of up to `text_length` bytes; '' for none.
       settings: how to sample.
       progress: called after every step.
       stage: entered with 'sample' and 'decode' around each.
 
     Raises:
       UserError: the wave is empty, the image has another size, or the model
-        takes no text. At once, before the first window.
+        takes no text or not so much. At once, before the first window.
     """
     starts = self._starts(len(wave))
     if not starts:
@@ -206,16 +206,28 @@ class Generator:
         f'the image is {image.shape[1]} x {image.shape[0]}, the model makes '
         f'{self.size} x {self.size}: crop the face to that'
       )
-    if text and not self._model.cfg.text_vocab:
-      raise UserError('--text: this checkpoint takes no text; leave it out')
+    self._check_text('--text', text)
     self._check(settings)
     return self._windows(wave, starts, image, text, settings, progress, stage)
 
-  def _check(self, settings):
-    if settings.negative_text and not self._model.cfg.text_vocab:
+  @property
+  def text_length(self) -> int:
+    """Bytes of text that the model reads; 0 if it takes none."""
+    if not self._model.cfg.text_vocab:
+      return 0
+    return self._bundle.config['data']['text_length']
+
+  def _check_text(self, flag, text):
+    if text and not self.text_length:
+      raise UserError(f'{flag}: this checkpoint takes no text; leave it out')
+    if (length := len(text.encode())) > self.text_length:
       raise UserError(
-        '--negative_text: this checkpoint takes no text; leave it out'
+        f'{flag}: has {length} bytes, this checkpoint reads {self.text_length}; '
+        'shorten it'
       )
+
+  def _check(self, settings):
+    self._check_text('--negative_text', settings.negative_text)
     depth = self._model.cfg.depth
     for block in settings.guidance.skip_blocks:
       if not 0 <= block < depth:
@@ -244,26 +256,31 @@ class Generator:
     left, size = num_frames(len(wave)), self.window_frames
     tokens = self._features(wave, starts[-1] * CHUNK + size)
     root, anchor = jax.random.key(settings.seed), None
-    chunk, made = self._vae.cfg.num_latents(CHUNK), None
+    chunk, recent = self._vae.cfg.num_latents(CHUNK), Recent(self._memory)
     for index, start in enumerate(starts):
       audio = tokens[start * CHUNK :][:size]
       with stage('sample'):
         if image is not None and anchor is None:
           anchor = self._encode_image(image)
         key = jax.random.fold_in(root, index)
-        past, known = None, np.zeros((0,))
-        if made is not None:
-          past, known = made[: start * chunk], made[start * chunk :]
+        past, known = recent.split(start * chunk)
         cond = self._cond(audio, text, anchor, past)
         cond |= self._negative(settings.negative_text)
         window = self._sample(key, cond, known, settings, progress)
         new = window[len(known) :]
-        made = new if made is None else np.concatenate([made, new])
+        recent.add(new)
       with stage('decode'):
         frames = self.decode(new)
       image = frames[0] if image is None else image  # Whoever came stays.
       yield frames[:left]
       left -= len(frames)
+
+  @property
+  def _memory(self):
+    """Latents that a window can ask for: the one before it, and its past."""
+    window = self._bundle.config['data']
+    chunk = self._vae.cfg.num_latents(CHUNK)
+    return window['num_chunks'] * chunk + window['past']
 
   def _encode_image(self, image):
     b = self._bundle
@@ -330,3 +347,23 @@ class Generator:
       jax.block_until_ready(state)
       progress()
     return np.asarray(state.x[0])
+
+
+class Recent:
+  """The last latents of a video that grows: its length costs no memory."""
+
+  def __init__(self, size: int):
+    self._size, self._end, self._kept = size, 0, None
+
+  def add(self, latents: Float[np.ndarray, 'F Y X C']) -> None:
+    """Goes on with these; of all so far, the last `size` are kept."""
+    self._end += len(latents)
+    parts = [latents] if self._kept is None else [self._kept, latents]
+    self._kept = np.concatenate(parts)[-self._size :]
+
+  def split(self, at: int) -> tuple[np.ndarray | None, np.ndarray | tuple]:
+    """Those kept from before number `at`, [F Y X C], and those from it on."""
+    if self._kept is None:
+      return None, ()
+    before = at - self._end + len(self._kept)
+    return self._kept[:before], self._kept[before:]

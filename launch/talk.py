@@ -1,30 +1,50 @@
 """One talking video: reads sound and face, draws, writes, tells how long."""
 
 from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 import os
 import pathlib
+from typing import BinaryIO
 
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from launch import bundle, checkpoint, faces, generate, media
+from launch import (
+  bundle,
+  checkpoint,
+  faces,
+  generate,
+  media,
+  speech,
+  stream,
+)
 from launch.errors import UserError
 from launch.steps_bar import StepsBar
 from launch.stopwatch import Stopwatch
 from mirage_jax import audio as audio_lib
 
 SUFFIXES = ('.mp4', '.mov', '.m4v')
+See = Callable[[UInt8[np.ndarray, 'N H W 3']], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One video to make; the keys of a manifest's line."""
+  """One video to make; the keys of a manifest's line.
+
+  Attributes:
+    audio: File with the sound; '' if it is made from text_to_speech.
+    out: The video.
+    image: File with the face, or None.
+    text: What is to be seen.
+    text_to_speech: The words to say, if there is no sound.
+  """
 
   audio: str
   out: str
   image: str | None = None
   text: str = ''
+  text_to_speech: str = ''
 
 
 def load_generator(
@@ -113,7 +133,9 @@ def make_video(
   job: Job,
   settings: generate.Settings,
   watch: Stopwatch,
-  see: Callable[[UInt8[np.ndarray, 'N H W 3']], None] = lambda frames: None,
+  see: See = lambda frames: None,
+  engine: speech.Engine = speech.synthesise,
+  live: BinaryIO | None = None,
 ) -> Float[np.ndarray, 'S']:
   """Makes one video, window by window, so that its length costs no memory.
 
@@ -121,8 +143,10 @@ def make_video(
     generator: the model.
     job: what to read and where to write.
     settings: how to sample.
-    watch: gets the stages read, sample, decode, write (and compile).
+    watch: gets the stages read, speech, sample, decode, write (and compile).
     see: called with the frames of each window, uncompressed.
+    engine: speaks job.text_to_speech.
+    live: gets the video, too, while it is being made; see `launch.stream`.
 
   Returns:
     What it speaks, 16 kHz mono.
@@ -132,18 +156,39 @@ def make_video(
   """
   check_out(job.out)
   with watch('read'):
-    wave = read_wave(job.audio)
     image = read_face(job.image, generator.size) if job.image else None
+  if job.audio:
+    with watch('read'):
+      wave = read_wave(job.audio)
+  else:
+    with watch('speech'):
+      wave = engine(job.text_to_speech).wave
   total = generator.num_windows(len(wave)) * settings.steps
   with StepsBar(job.out, total) as advance, watch('write'):
     windows = generator.windows(wave, image, job.text, settings, advance, watch)
-    media.write_video(
-      job.out, _one_by_one(windows, see), wave, fps=25, rate=audio_lib.RATE
-    )
+    film(job.out, windows, wave, see, live)
   return wave
 
 
-def _one_by_one(windows, see) -> Iterator[np.ndarray]:
-  for frames in windows:
-    see(frames)
-    yield from frames
+def film(
+  out: str | os.PathLike,
+  windows: Iterator[UInt8[np.ndarray, 'N H W 3']],
+  wave: Float[np.ndarray, 'S'],
+  see: See = lambda frames: None,
+  live: BinaryIO | None = None,
+) -> None:
+  """Writes frames, as they come, with their sound; see `make_video`."""
+
+  def one_by_one(*onlookers):
+    for frames in windows:
+      for look in onlookers:
+        look(frames)
+      yield from frames
+
+  rate = audio_lib.RATE
+  with contextlib.ExitStack() as stack:
+    onlookers = [see]
+    if live is not None:
+      growing = stream.Stream(live, wave, rate=rate)
+      onlookers = [stack.enter_context(growing).add, see]
+    media.write_video(out, one_by_one(*onlookers), wave, fps=25, rate=rate)

@@ -1,10 +1,21 @@
 """One tiny bundle for all, and what a binary says."""
 
+import sys
+
 import pytest
 
 from launch import bundle as bundle_lib, generate
 from tests import tiny
 from tests.launch.binary import Binary
+from tests.launch.chat import Chat
+
+# Beeps 40 ms for every letter of a file.
+TALKER = """
+import sys, numpy, soundfile
+count = 640 * len(open(sys.argv[1]).read())
+wave = 0.3 * numpy.sin(numpy.arange(count) / 16000 * 2 * numpy.pi * 300)
+soundfile.write(sys.argv[2], wave, 16000)
+"""
 
 
 @pytest.fixture(scope='session')
@@ -37,3 +48,19 @@ def one_error(capsys):
     return errors[0].removeprefix('error: ')
 
   return last
+
+
+@pytest.fixture
+def talker(tmp_path):
+  """A program that speaks, as --speech_engine has it."""
+  path = tmp_path / 'talker.py'
+  path.write_text(TALKER)
+  return f'{sys.executable} {path} {{text_file}} {{out}}'
+
+
+@pytest.fixture
+def chat():
+  """A stand-in for a server of chat completions."""
+  server = Chat()
+  yield server
+  server.close()

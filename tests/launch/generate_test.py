@@ -179,6 +179,20 @@ def test_the_last_window_keeps_what_it_shares_with_the_one_before(
   np.testing.assert_array_equal(made[50:], generator.decode(windows[1][5:])[:5])
 
 
+def test_of_the_latents_so_far_only_the_last_are_kept():
+  video = np.arange(40.0)
+  recent = generate.Recent(12)
+  assert recent.split(0) == (None, ())
+  for start, stop in ((0, 10), (10, 20), (20, 30), (30, 33)):
+    recent.add(video[start:stop])
+    for at in range(max(stop - 10, 0), stop + 1):
+      past, known = recent.split(at)
+      np.testing.assert_array_equal(known, video[at:stop])
+      seen = min(at, 2)
+      np.testing.assert_array_equal(past[-2:], video[at - seen : at])
+      assert len(past) + len(known) <= 12
+
+
 def test_what_cannot_be_made_is_said_before_the_work(
   generator, image, tiny_file
 ):
@@ -187,6 +201,7 @@ def test_what_cannot_be_made_is_said_before_the_work(
     ((wave[:0], image), 'no samples'),
     ((wave, tiny.picture(size=24)), 'the image is 24 x 24, the model makes 16'),
     ((wave, image[:8]), 'the image is 16 x 8'),
+    ((wave, image, 'Grün Grün'), '--text: has 11 bytes, this checkpoint read'),
   ):
     with pytest.raises(UserError, match=said):
       generator.windows(*arguments)  # Not a single next().

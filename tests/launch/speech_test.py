@@ -1,7 +1,11 @@
+import dataclasses
 import importlib.util
+import shlex
+import sys
 
 import numpy as np
 import pytest
+import soundfile
 
 from launch import speech
 from launch.errors import UserError
@@ -45,3 +49,74 @@ def test_missing_packages_name_the_extra(monkeypatch):
   monkeypatch.setattr(speech, 'PACKAGES', ('no_such_package',))
   with pytest.raises(UserError, match=r"no_such_package: pip install '\.\[tts"):
     speech.load_voice('other')
+
+
+def program(tmp_path, source, *arguments):
+  path = tmp_path / 'engine.py'
+  path.write_text(f'import sys, shutil\n{source}')
+  return shlex.join([sys.executable, str(path), *arguments])
+
+
+def test_any_program_that_writes_a_sound_is_an_engine(tmp_path, talker):
+  said = speech.get_engine(talker)('abcde')
+  assert len(said.wave) == 5 * 640 and said.phones == []
+  assert 0.29 < said.wave.max() < 0.31
+
+
+@pytest.mark.parametrize('where', ['{text}', '{text_file}', ''])
+def test_the_text_arrives_as_it_is(tmp_path, where, monkeypatch):
+  """No shell, no option, no second replacement."""
+  source = f"""
+where = sys.argv[2:]
+text = where[0] if where else sys.stdin.read()
+text = open(text).read() if {where!r} == '{{text_file}}' else text
+open({str(tmp_path / 'heard')!r}, 'w').write(text)
+shutil.copy({str(tmp_path / 'a.wav')!r}, sys.argv[1])
+"""
+  tone = np.sin(np.arange(1600) / 5).astype(np.float32)
+  soundfile.write(tmp_path / 'a.wav', tone, 16000)
+  words = [where] if where else []
+  engine = speech.get_engine(program(tmp_path, source, '{out}', *words))
+  text = '-x $(touch no) {out} "q" ü'
+  engine(text)
+  heard = (tmp_path / 'heard').read_text()
+  assert heard == (f' {text}' if where == '{text}' else text)
+  assert not (tmp_path / 'no').exists()
+
+
+@pytest.mark.parametrize(
+  ('source', 'said'),
+  [
+    ('print("a\\nno voice", file=sys.stderr); sys.exit(3)', 'code 3: no voice'),
+    ('sys.exit(4)', 'failed with code 4$'),
+    ('', 'wrote no {out}'),
+    ('open(sys.argv[1], "w").write("x")', 'its sound: is not media'),
+    ('import time; time.sleep(60)', 'has not spoken within 0.2 s'),
+  ],
+)
+def test_an_engine_that_fails_is_one_line(tmp_path, source, said):
+  engine = speech.get_engine(program(tmp_path, source, '{out}'))
+  if '0.2' in said:
+    engine = dataclasses.replace(engine, seconds=0.2)
+  with pytest.raises(UserError, match=said):
+    engine('hello')
+  with pytest.raises(UserError, match='no text'):
+    engine(' ')
+
+
+def test_engines_that_are_none():
+  for name, said in (
+    ('say', '--speech_engine=say: give piper, piper:VOICE.onnx, or a command'),
+    ("say '{out}", 'No closing quotation'),
+    ('{out}', 'give piper'),
+  ):
+    with pytest.raises(UserError, match=said):
+      speech.get_engine(name)
+  with pytest.raises(UserError, match='no-such: cannot be run .No such file'):
+    speech.get_engine('/no-such {out}')('a')
+
+
+@needs_tts
+def test_piper_is_an_engine_by_name(tmp_path):
+  with pytest.raises(UserError, match=r'v\.onnx: no such file'):
+    speech.get_engine(f'piper:{tmp_path}/v.onnx')('hello')

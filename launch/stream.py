@@ -1,0 +1,111 @@
+"""A video that can be watched while the rest of it is still being made.
+
+A fragmented MP4: each fragment of a fifth of a second stands for itself, so what
+is written so far plays, in a browser as well. It has the same frames and sound
+as the file of `launch.mux`, coded faster and a little larger.
+"""
+
+import fractions
+from typing import BinaryIO
+
+import av
+from jaxtyping import Float, UInt8
+import numpy as np
+
+from launch.mux import AAC_FRAME
+
+# delay_moov waits for the first packets, whose times go into the edit list:
+# without it the sound comes 64 ms late, see `mux.write_video`.
+MOVFLAGS = 'frag_keyframe+delay_moov+default_base_moof'
+FRAGMENT = 200_000  # Microseconds.
+
+
+class Stream:
+  """`with Stream(file, wave) as stream: stream.add(frames)`, again and again.
+
+  After each `add`, all but the last fragment of its frames is in the file, with
+  its sound; at the end, everything.
+
+  Args:
+    file: open for writing; it is only ever appended to, and flushed.
+    wave: the whole sound, float32 mono in [-1, 1].
+    fps: frames per second.
+    rate: samples per second of `wave`.
+  """
+
+  def __init__(
+    self,
+    file: BinaryIO,
+    wave: Float[np.ndarray, 'S'],
+    fps: int = 25,
+    rate: int = 16000,
+  ):
+    self._file, self._wave, self._fps, self._rate = file, wave, fps, rate
+    self._frames = self._samples = 0
+    self._picture = None
+
+  def __enter__(self) -> 'Stream':
+    options = {'movflags': MOVFLAGS, 'frag_duration': str(FRAGMENT)}
+    options |= {'flush_packets': '1'}
+    # Only `write` is shown, so that PyAV does not take it for seekable.
+    sink = _Sink(self._file)
+    self._container = av.open(sink, 'w', format='mp4', options=options)
+    return self
+
+  def add(self, frames: UInt8[np.ndarray, 'N H W 3']) -> None:
+    """Frames to go on with, and the sound that belongs to them."""
+    if self._picture is None:
+      self._start(*frames.shape[1:3])
+    for pixels in frames:
+      frame = av.VideoFrame.from_ndarray(pixels, format='rgb24')
+      frame.pts = self._frames
+      frame.time_base = self._picture.codec_context.time_base
+      self._container.mux(self._picture.encode(frame))
+      self._frames += 1
+      self._say(self._frames * self._rate // self._fps)
+
+  def __exit__(self, kind, *_) -> None:
+    if kind is None and self._picture is not None:
+      self._say(len(self._wave) + AAC_FRAME)
+      self._container.mux(self._sound.encode(None))
+      self._container.mux(self._picture.encode(None))
+    self._container.close()
+
+  def _start(self, height, width):
+    rate = self._rate
+    self._picture = self._container.add_stream('libx264', rate=self._fps)
+    self._picture.height, self._picture.width = height, width
+    self._picture.pix_fmt = 'yuv420p'
+    # No frame waits in the encoder for the next ones.
+    options = {'crf': '18', 'preset': 'veryfast', 'tune': 'zerolatency'}
+    self._picture.options = options | {'g': str(self._fps)}
+    context = self._picture.codec_context
+    context.time_base = fractions.Fraction(1, self._fps)
+    context.colorspace, context.color_range = 6, 1  # As in `mux`.
+    self._sound = self._container.add_stream(
+      'aac', rate=rate, layout='mono', bit_rate=6 * rate
+    )
+
+  def _say(self, upto):
+    """Encodes whole AAC frames up to sample `upto`."""
+    while self._samples + AAC_FRAME <= upto and self._samples < len(self._wave):
+      chunk = self._wave[self._samples : self._samples + AAC_FRAME]
+      chunk = np.clip(chunk[None], -1, 1).astype(np.float32)
+      frame = av.AudioFrame.from_ndarray(chunk, format='fltp', layout='mono')
+      frame.sample_rate = self._rate
+      frame.pts, frame.time_base = (
+        self._samples,
+        fractions.Fraction(1, self._rate),
+      )
+      self._container.mux(self._sound.encode(frame))
+      self._samples += AAC_FRAME
+
+
+class _Sink:
+  def __init__(self, file):
+    self._file = file
+
+  def write(self, data: bytes) -> int:
+    count = self._file.write(data)
+    self._file.flush()
+    return count
