@@ -227,15 +227,7 @@ def cached(
       return _remember(memory, [full - other for other in others], sigma)
 
     memory = jax.lax.cond(fresh.guidance, look, lambda: memory)
-    ahead = sigma - memory.sigma
-    # Before a window nothing is known, and no weight counts.
-    ahead = TREND * _wide(jnp.where(jnp.isinf(ahead), 0, ahead), full)
-    found = [
-      difference + ahead * slope
-      for difference, slope in zip(
-        memory.differences, memory.slopes, strict=True
-      )
-    ]
+    found = _recall(memory, sigma)
     gains = guidance_lib.weigh(guidance, branches.terms, sigma, sigmas)
     total = guidance_lib.combine(full, found, gains, guidance.rescale)
     return total, memory
@@ -255,6 +247,17 @@ def _remember(memory, differences, sigma):
   return memory._replace(
     differences=tuple(differences), slopes=tuple(slopes), sigma=sigma
   )
+
+
+def _recall(memory, sigma):
+  """The differences at sigma [B]; those just computed as they are."""
+  ahead = sigma - memory.sigma
+  # Before a window nothing is known, and no weight counts.
+  ahead = TREND * jnp.where(jnp.isinf(ahead), 0, ahead)
+  return [
+    difference + _wide(ahead, slope) * slope
+    for difference, slope in zip(memory.differences, memory.slopes, strict=True)
+  ]
 
 
 def _wide(x, like):

@@ -50,16 +50,9 @@ def make_step(
       solver, it runs the network twice a step and there is caching, or the
       guidance needs what is not there.
   """
-  if (known is None) != (known_mask is None):
-    raise ValueError('known and known_mask must be given together.')
   begin, advance, _ = solvers.get(solver)
   push = _pusher(apply, guidance, sigmas, solver, caching)
-
-  def keep(x, sigma):
-    if known is None:
-      return x
-    path = (1 - sigma) * known + sigma * noise
-    return jnp.where(known_mask[:, :, None, None, None], path, x)
+  keep = _keeper(noise, known, known_mask)
 
   def velocity(x, sigma, *memory):
     levels = jnp.broadcast_to(sigma, x.shape[:1])
@@ -79,6 +72,19 @@ def make_step(
     return state._replace(x=keep(state.x, next_sigma), memory=memory)
 
   return step
+
+
+def _keeper(noise, known, known_mask):
+  if (known is None) != (known_mask is None):
+    raise ValueError('known and known_mask must be given together.')
+
+  def keep(x, sigma):
+    if known is None:
+      return x
+    path = (1 - sigma) * known + sigma * noise
+    return jnp.where(known_mask[:, :, None, None, None], path, x)
+
+  return keep
 
 
 def _pusher(apply, guidance, sigmas, solver, caching):

@@ -14,7 +14,7 @@ EMPTY_NAMES = {'utils', 'common', 'helpers', 'misc', 'base'}
 EFFECTS = {'launch', 'configs', 'tests', 'absl', 'orbax', 'ml_collections'}
 # Installed by extras only: imported where they are used, not at the top.
 EXTRAS = {'ai_edge_litert', 'diffusers', 'matplotlib', 'onnx', 'piper'}
-EXTRAS |= {'skimage', 'sklearn', 'torch', 'transformers'}
+EXTRAS |= {'qwix', 'skimage', 'sklearn', 'torch', 'transformers'}
 # What runs any experiment, and so knows none.
 GENERIC = {'train', 'loop', 'mesh', 'checkpoint', 'writer', 'signals', 'errors'}
 # What tells JAX of a derivative or a tree is no effect.
