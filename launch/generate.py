@@ -19,11 +19,12 @@ import numpy as np
 from launch.bundle import Bundle
 from launch.errors import UserError
 from mirage_jax import (
+  cache,
   config as config_lib,
   data,
   flow,
-  guidance as guidance_lib,
   latents as latents_lib,
+  quantise,
   sampler,
   solvers,
   text as text_lib,
@@ -56,6 +57,7 @@ class Settings:
     seed: Of the noise.
     solver: What takes the steps, see `mirage_jax.solvers`.
     negative_text: Stands where guidance leaves the text out; '' is none.
+    caching: What one step takes over from another.
   """
 
   steps: int = STEPS
@@ -63,6 +65,7 @@ class Settings:
   seed: int = 0
   solver: str = 'euler'
   negative_text: str = ''
+  caching: cache.Caching = cache.OFF
 
   def __post_init__(self):
     if self.steps < 2:
@@ -71,6 +74,11 @@ class Settings:
       raise UserError(
         f'--solver={self.solver}: there is no such solver; give one of '
         f'{", ".join(solvers.NAMES)}'
+      )
+    if self.caching and solvers.get(self.solver).runs > 1:
+      raise UserError(
+        f'--cache goes with solvers that run the network once a step, and '
+        f'{self.solver} does not; leave one of them out'
       )
     weights = [self.guidance.weight(name).value for name in ('text', 'joint')]
     if self.negative_text and weights == [1, 1]:
@@ -94,20 +102,20 @@ def window_starts(num_chunks: int, size: int) -> list[int]:
   return [*range(0, last, size), last]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _step(
-  model, guidance, solver, params, cond, noise, known, table, state, *sigmas
-):
-  def apply(video, sigma, cond, skip_blocks=()):
-    bound = params
-    if skip_blocks:
-      bound = guidance_lib.without_blocks(params, skip_blocks)
-    return model.apply({'params': bound}, video, sigma, cond)
-
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _step(model, how, params, cond, noise, known, table, state, *now):
+  guidance, solver, caching = how
   step = sampler.make_step(
-    apply, cond, noise, guidance, *known, solver=solver, sigmas=table
+    cache.Bound(model, params),
+    cond,
+    noise,
+    guidance,
+    *known,
+    solver=solver,
+    sigmas=table,
+    caching=caching,
   )
-  return step(state, *sigmas)
+  return step(state, *now)
 
 
 class Generator:
@@ -116,12 +124,19 @@ class Generator:
   Args:
     bundle: the weights.
     name: what messages call them, as a path.
+    quantised: 'none', or a scheme of `mirage_jax.quantise`.
 
   Raises:
-    UserError: the bundle has no transformer, or not one for speech.
+    UserError: the bundle has no transformer, or not one for speech; or its
+      matmuls cannot be quantised so.
   """
 
-  def __init__(self, bundle: Bundle, name: str = 'the checkpoint'):
+  def __init__(
+    self,
+    bundle: Bundle,
+    name: str = 'the checkpoint',
+    quantised: str = quantise.NONE,
+  ):
     if bundle.dit is None:
       raise UserError(
         f'{name}: holds a VAE only; join it to a transformer with launch.export'
@@ -139,7 +154,15 @@ class Generator:
         'a checkpoint that was trained on them'
       )
     self._bundle = bundle
-    self._vae, self._model = Vae(vae), Mirage(model)
+    self._vae, self._model, self._params = Vae(vae), Mirage(model), bundle.dit
+    self.quantised = quantised
+    if quantised != quantise.NONE:
+      try:
+        self._model, self._params = quantise.quantise(
+          self._model, bundle.dit, quantised
+        )
+      except (ImportError, ValueError) as error:
+        raise UserError(f'--quantise={quantised}: {error}') from error
     self._features = LogMel()
 
   @property
@@ -329,20 +352,24 @@ class Generator:
     sigmas = flow.linear_quadratic(settings.steps)
     # Not always given: its length, so the number of steps, is compiled in.
     table = sigmas if settings.guidance.counts_steps else None
-    state = solvers.get(settings.solver).start(noise)
-    for sigma, next_sigma in zip(sigmas[:-1], sigmas[1:], strict=True):
+    how = (settings.guidance, settings.solver, settings.caching)
+    bound = cache.Bound(self._model, self._params)
+    state = sampler.start(bound, cond, noise, *how)
+    steps = [sigmas[:-1], sigmas[1:]]
+    if settings.caching:
+      plan = cache.plan(settings.caching, sigmas, settings.guidance)
+      steps.append([cache.Fresh(*now) for now in zip(*plan, strict=True)])
+    for now in zip(*steps, strict=True):
       state = _step(
         self._model,
-        settings.guidance,
-        settings.solver,
-        self._bundle.dit,
+        how,
+        self._params,
         cond,
         noise,
         kept,
         table,
         state,
-        sigma,
-        next_sigma,
+        *now,
       )
       jax.block_until_ready(state)
       progress()

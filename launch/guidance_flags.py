@@ -1,12 +1,37 @@
-"""Guidance as flags and fields of a form give it; mistakes by their names."""
+"""How to sample, as flags and forms give it; mistakes by their names."""
 
+from typing import Any
+
+from absl import flags
+
+from launch import generate
 from launch.errors import UserError
-from mirage_jax import schedules
+from mirage_jax import cache, schedules
 from mirage_jax.guidance import LIMITS, NEUTRAL, Guidance, Weight
+from mirage_jax.solvers import NAMES
 
 # How flags call the numbers of a Guidance.
 FLAGS = {name: f'{name}_cfg' for name in NEUTRAL}
 FLAGS |= {'rescale': 'guidance_rescale'}
+CACHE_HELP = (
+  'what one step takes over from another: none; fast; or, as '
+  'guidance:4,attention:2, how many steps what guidance adds, and what '
+  'attention gave, are used for (with last:8 not in the last 8 steps). Pays off '
+  'with many steps, as --steps=64'
+)
+
+QUANTISE_HELP = (
+  "8-bit matmuls, by the extra 'quantise': none; int8_weights or fp8_weights, "
+  'to save memory; int8 or fp8, faster where the hardware has them'
+)
+
+
+def make_caching(text: str) -> cache.Caching:
+  """Caching as --cache gives it; UserError if it cannot be read."""
+  try:
+    return cache.parse(text)
+  except ValueError as error:
+    raise UserError(f'--cache={text}: {error}') from error
 
 
 def make_guidance(
@@ -74,3 +99,93 @@ def read_schedules(text: str) -> dict[str, schedules.Schedule]:
         f'{", ".join(NEUTRAL)}'
       )
   return found
+
+
+class SamplingFlags:
+  """The flags of a binary that samples: guidance, solver, steps, caching.
+
+  Making one defines them, as flags of the binary that does so.
+
+  Args:
+    steps: What the number of steps is called.
+  """
+
+  def __init__(self, steps: str = 'steps'):
+    flags.disclaim_key_flags()
+    self._steps = flags.DEFINE_integer(
+      steps, generate.STEPS, 'steps for each window', 2
+    )
+    self._solver = flags.DEFINE_string(
+      'solver', 'euler', f'what takes the steps: {", ".join(NAMES)}'
+    )
+    self._numbers = {
+      name: flags.DEFINE_float(flag, NEUTRAL.get(name, 0.0), _HELP[name])
+      for name, flag in FLAGS.items()
+    }
+    flags.set_default(self._numbers['audio'], generate.AUDIO_CFG)
+    self._words = {
+      name: flags.DEFINE_string(name, default, _HELP[name])
+      for name, default in _WORDS.items()
+    }
+    self._sequential = flags.DEFINE_bool(
+      'sequential_guidance',
+      False,
+      'run the network once for each weight instead of on one larger batch: '
+      'less memory, the same video but for rounding',
+    )
+
+  def guidance(self) -> Guidance:
+    """As the flags have it; UserError names one that is wrong."""
+    return make_guidance(
+      self._words['guidance_schedule'].value,
+      self._words['skip_blocks'].value,
+      self._sequential.value,
+      **{name: flag.value for name, flag in self._numbers.items()},
+    )
+
+  def settings(self, seed: int) -> generate.Settings:
+    """How the flags want it sampled; UserError names one that is wrong."""
+    return generate.Settings(
+      self._steps.value,
+      self.guidance(),
+      seed,
+      self._solver.value,
+      self._words['negative_text'].value,
+      make_caching(self._words['cache'].value),
+    )
+
+  @property
+  def quantised(self) -> str:
+    """For `generate.Generator`."""
+    return self._words['quantise'].value
+
+  def changed(self) -> dict[str, Any]:
+    """Names and values of the flags that differ from their defaults."""
+    holders = [self._steps, self._solver, self._sequential]
+    holders += [*self._numbers.values(), *self._words.values()]
+    return {h.name: h.value for h in holders if h.value != h.default}
+
+
+_WORDS = {
+  'skip_blocks': '',
+  'guidance_schedule': 'constant',
+  'negative_text': '',
+  'cache': 'none',
+  'quantise': 'none',
+}
+_HELP = {
+  'audio': 'weight of the sound, 0 to 30; 1 is as trained',
+  'text': 'weight of the text',
+  'reference': 'weight of the image',
+  'joint': 'weight of all three at once',
+  'skip': 'scale of skip guidance, 0 to 10: away from the network without '
+  '--skip_blocks',
+  'rescale': 'against too much contrast under strong guidance, 0 to 1; 0.7 is '
+  'usual',
+  'skip_blocks': 'blocks that it skips, as 3 or 3,4; the first is 0',
+  'guidance_schedule': 'how the weights change: constant; cosine; '
+  'window:HIGH:LOW; or one for each by name; see launch.sample --helpfull',
+  'negative_text': 'what is not to be seen; needs --text_cfg or --joint_cfg',
+  'cache': CACHE_HELP,
+  'quantise': QUANTISE_HELP,
+}

@@ -38,7 +38,7 @@ import sys
 
 from absl import app, flags
 
-from launch import generate, talk
+from launch import generate, guidance_flags, talk
 from launch.errors import UserError, one_line
 from launch.guidance_flags import make_guidance
 from launch.stopwatch import Stopwatch
@@ -97,6 +97,10 @@ _RESCALE = flags.DEFINE_float(
   0.0,
   'against too much contrast under strong guidance, 0 to 1; 0.7 is usual',
 )
+_CACHE = flags.DEFINE_string('cache', 'none', guidance_flags.CACHE_HELP)
+_QUANTISE = flags.DEFINE_string(
+  'quantise', 'none', guidance_flags.QUANTISE_HELP
+)
 _SEQUENTIAL = flags.DEFINE_bool(
   'sequential_guidance',
   False,
@@ -111,7 +115,9 @@ def main(_: list[str]) -> None:
     for job in jobs:
       talk.check_out(job.out)
     settings = read_settings()
-    generator = talk.load_generator(_CHECKPOINT.value, _VAE.value)
+    generator = talk.load_generator(
+      _CHECKPOINT.value, _VAE.value, _QUANTISE.value
+    )
     run(generator, jobs, settings)
 
 
@@ -129,7 +135,12 @@ def read_settings() -> generate.Settings:
     rescale=_RESCALE.value,
   )
   return generate.Settings(
-    _STEPS.value, guidance, _SEED.value, _SOLVER.value, _NEGATIVE_TEXT.value
+    _STEPS.value,
+    guidance,
+    _SEED.value,
+    _SOLVER.value,
+    _NEGATIVE_TEXT.value,
+    guidance_flags.make_caching(_CACHE.value),
   )
 
 

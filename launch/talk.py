@@ -22,7 +22,7 @@ from launch import (
 from launch.errors import UserError
 from launch.steps_bar import StepsBar
 from launch.stopwatch import Stopwatch
-from mirage_jax import audio as audio_lib
+from mirage_jax import audio as audio_lib, quantise
 
 SUFFIXES = ('.mp4', '.mov', '.m4v')
 See = Callable[[UInt8[np.ndarray, 'N H W 3']], None]
@@ -48,13 +48,16 @@ class Job:
 
 
 def load_generator(
-  path: str | os.PathLike | None, vae: str | os.PathLike | None = None
+  path: str | os.PathLike | None,
+  vae: str | os.PathLike | None = None,
+  quantised: str = quantise.NONE,
 ) -> generate.Generator:
   """The shipped model, a bundle, or the latest average of a workdir.
 
   Args:
     path: None, a file of `launch.export`, or a workdir of `launch.train`.
     vae: for a workdir, the bundle of its autoencoder; None is the shipped one.
+    quantised: see `Generator`.
 
   Raises:
     UserError: nothing usable there.
@@ -63,7 +66,7 @@ def load_generator(
     if vae:
       raise UserError('--vae goes with a workdir; a bundle has its own VAE')
     path = path or bundle.DEFAULT
-    return generate.Generator(bundle.load(path), str(path))
+    return generate.Generator(bundle.load(path), str(path), quantised)
   config, params = checkpoint.restore_params(path)
   if 'model' not in config:
     raise UserError(
@@ -74,7 +77,7 @@ def load_generator(
     joined = bundle.join(bundle.load(vae or bundle.DEFAULT), config, params)
   except UserError as error:
     raise UserError(f'--vae: {error}') from error
-  return generate.Generator(joined, str(path))
+  return generate.Generator(joined, str(path), quantised)
 
 
 def read_wave(path: str | os.PathLike) -> Float[np.ndarray, 'S']:
