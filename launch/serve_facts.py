@@ -1,0 +1,44 @@
+"""What a page has to know of the model and its limits to draw its form."""
+
+import dataclasses
+from typing import Any
+
+from launch import generate, guidance_flags
+from launch.serve_inputs import SEEDS
+from launch.serve_jobs import Limits
+from launch.serve_work import Studio
+from mirage_jax import solvers
+from mirage_jax.guidance import LIMITS, NEUTRAL
+
+
+def facts(
+  generator: generate.Generator, studio: Studio, limits: Limits
+) -> dict[str, Any]:
+  """JSON for the page: sizes, limits, and the range of each weight."""
+  usual = {name: float(value) for name, value in NEUTRAL.items()}
+  usual['audio'] = generate.AUDIO_CFG
+  # Skip guidance needs blocks: for the interface only.
+  shown = [name for name in ('audio', 'reference', 'text', 'joint')]
+  if not generator.text_length:
+    shown.remove('text')
+  return {
+    'size': generator.size,
+    'window': generator.window_frames / 25,
+    'text_length': generator.text_length,
+    'has_face': studio.has_face,
+    'measures_lips': studio.measures_lips,
+    'limits': dataclasses.asdict(limits),
+    'seeds': SEEDS,
+    'steps': generate.STEPS,
+    'solvers': list(solvers.NAMES),
+    'schedules': ['constant', 'cosine'],
+    'weights': [
+      {
+        'name': guidance_flags.FLAGS[name],
+        'low': LIMITS[name][0],
+        'high': LIMITS[name][1],
+        'usual': usual[name],
+      }
+      for name in shown
+    ],
+  }
