@@ -1,0 +1,209 @@
+r"""Compiles a config's real training step for TPUs that are not there.
+
+  python -m launch.aot --config configs/mirage/mirage_10b.py:v5p_256 \
+      --topology v5p:8x8x4 --report out.html
+
+Any config, any topology that libtpu knows (v5e:4x4, v6e:16x16, tpu7x:4x4x8,
+...), on a CPU with `pip install 'jax[tpu]'`. Prints what a device's memory
+holds, the collectives, the longest kernels and, modelled, the time of a step
+and its MFU; `aot_cycles` says how good the model is. Exits with 1 if the step
+does not fit, and says what would.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import pickle
+import re
+import sys
+import tempfile
+
+from absl import app, flags
+import jax
+from jax.experimental import serialize_executable
+from ml_collections import config_flags
+
+from launch import aot_chips, aot_compile, aot_cycles, aot_flops, loop
+from launch.aot_report import Report
+from launch.aot_schedule import Walk
+from launch.errors import UserError, one_line
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'configs/...py[:variant,key=value]', lock_config=True
+)
+_TOPOLOGY = flags.DEFINE_string('topology', None, aot_chips.EXAMPLES)
+_REPORT = flags.DEFINE_string('report', None, 'a page of HTML to write')
+_JSON = flags.DEFINE_bool('json', False, 'print one line of JSON instead')
+_EXPORT = flags.DEFINE_string(
+  'export', None, 'a file for the compiled step, see `load` of launch.aot'
+)
+_CYCLES = flags.DEFINE_bool(
+  'cycles',
+  True,
+  'count cycles in the schedules of all kernels; without, XLA estimates its '
+  'own ones and Pallas kernels have no time; compiles a few times faster',
+)
+
+# No TPU is asked for, and none is locked against other processes.
+ENVIRONMENT = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+}
+
+
+def main(_: list[str]) -> None:
+  with one_line():
+    if _CONFIG.value is None or _TOPOLOGY.value is None:
+      raise UserError('--config and --topology are needed; see --help')
+    config = json.loads(_CONFIG.value.to_json())
+    with dumped(_CYCLES.value) as cycles:
+      report = analyse(config, _TOPOLOGY.value, cycles, _EXPORT.value)
+    if _REPORT.value:
+      pathlib.Path(_REPORT.value).write_text(report.page())
+    print(report.line() if _JSON.value else report.text())
+
+
+def analyse(
+  config: dict,
+  topology: str,
+  cycles: Callable,
+  export: str | None = None,
+) -> Report:
+  """Compiles and models.
+
+  Args:
+    config: a plain nested dict, as `launch.train` has it.
+    topology: libtpu's name of it.
+    cycles: what `dumped` gives.
+    export: where to save the compiled step.
+
+  Raises:
+    UserError: what the user can mend, in one line.
+  """
+  chip = aot_chips.chip(topology)
+  devices = aot_chips.devices(topology)
+  compiled = aot_compile.compile_step(config, devices)
+  if export:
+    save(export, compiled.program)
+  walk = Walk(
+    compiled.program.as_text(),
+    chip,
+    len(devices),
+    functools.partial(cycles, chip=chip),
+  )
+  counted = aot_flops.plain(config)
+  exp = loop.build(counted)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  state = aot_compile.unboxed_state(exp)
+  batch = aot_compile.abstract_batch(counted)
+  return Report(
+    title=f'{config["experiment"]} on {topology}',
+    chip=chip,
+    devices=len(devices),
+    mesh=compiled.mesh.shape,
+    memory=compiled.memory,
+    timeline=walk.timeline,
+    flops=aot_flops.count(exp.train_step, state, batch, key),
+    compile_seconds=compiled.seconds,
+    warnings=compiled.warnings,
+  )
+
+
+@contextlib.contextmanager
+def dumped(schedules: bool) -> Iterator[Callable]:
+  """Sets libtpu up, which reads this once; gives a lookup of cycles by name.
+
+  The lookup takes (name of the instruction, whether it is a Pallas kernel,
+  chip=) and returns `aot_cycles.Cycles` or None.
+  """
+  for name, value in ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+  jax.config.update('jax_platforms', 'cpu')
+  # What comes out of a cache has not been scheduled, and so not dumped.
+  jax.config.update('jax_enable_compilation_cache', False)
+  if not schedules:
+    yield lambda name, pallas, chip: None
+    return
+  with tempfile.TemporaryDirectory(prefix='aot_') as folder:
+    os.environ['LIBTPU_INIT_ARGS'] = ' '.join(
+      [
+        os.environ.get('LIBTPU_INIT_ARGS', ''),
+        f'--xla_jf_dump_to={folder}',
+        '--xla_jf_dump_llo_text=true',
+        '--xla_jf_dump_llo_pass_label_regex=final_bundles',
+      ]
+    ).strip()
+    yield Dump(folder)
+
+
+class Dump:
+  """Cycles of the kernels whose schedules lie in a folder."""
+
+  def __init__(self, folder: str | os.PathLike):
+    self._folder, self._known = pathlib.Path(folder), {}
+
+  @functools.cached_property
+  def _files(self):
+    """name of the instruction -> file; the last one where there are more."""
+    found = {}
+    for file in sorted(self._folder.glob('*-final_bundles.txt')):
+      name = re.fullmatch(r'\d+-(.*)-\d+-final_bundles', file.stem)
+      if name:  # Not the analyses beside them.
+        found[name[1]] = file
+    return found
+
+  def __call__(self, name: str, pallas: bool, chip: aot_chips.Chip):
+    if name not in self._known:
+      plain = re.sub(r'\.clone(\.\d+)?$', '', name)
+      files = [self._files[n] for n in (name, plain) if n in self._files][:1]
+      if not files and pallas:
+        # libtpu compiles equal kernels once: take the slowest of that name.
+        stem = re.sub(r'\.\d+$', '', name)
+        files = [
+          file
+          for other, file in self._files.items()
+          if re.sub(r'\.\d+$', '', other) == stem
+        ]
+      self._known[name] = max(
+        (aot_cycles.simulate(file, chip) for file in files),
+        key=lambda x: x.cycles,
+        default=None,
+      )
+    return self._known[name]
+
+
+def save(path: str, program: jax.stages.Compiled) -> None:
+  """Writes a compiled step; libtpu has to be the same where it is loaded."""
+  with open(path, 'wb') as file:
+    pickle.dump(serialize_executable.serialize(program), file)
+
+
+def load(path: str) -> jax.stages.Compiled:
+  """The step that `save` wrote, on the devices that it was compiled for."""
+  with open(path, 'rb') as file:
+    return serialize_executable.deserialize_and_load(*pickle.load(file))
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """absl's parser; what is wrong with a flag or a config takes one line."""
+  with one_line():
+    try:
+      rest = flags.FLAGS(argv)
+      if _CONFIG.value is not None:
+        _CONFIG.value.keys()  # A file that cannot be read only says so here.
+    except (AttributeError, KeyError) as error:
+      said = re.sub(r"[\\']", '', str(error)).replace('nDid', '; did')
+      raise UserError(f'the config has no key {said}') from error
+    except (flags.Error, TypeError, ValueError, OSError) as error:
+      said = str(error.__cause__ or error).strip().splitlines()[-1].strip()
+      raise UserError(f'{said}; see --help') from error
+  return rest
+
+
+if __name__ == '__main__':
+  sys.exit(app.run(main, flags_parser=parse_flags))
