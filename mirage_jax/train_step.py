@@ -1,6 +1,6 @@
 """The state of a training run and one optimizer update of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 import dataclasses
 from typing import Any, Literal
 
@@ -88,6 +88,17 @@ def _direction(cfg, schedule):
     muon_weight_dimension_numbers=hidden_matrices,
     consistent_rms=0.2,
   )
+
+
+def freeze(
+  tx: optax.GradientTransformation, names: Collection[str]
+) -> optax.GradientTransformation:
+  """`tx`, but the parameters under these top-level names never change."""
+
+  def labels(params):
+    return jax.tree.map_with_path(lambda path, _: path[0].key in names, params)
+
+  return optax.multi_transform({True: optax.set_to_zero(), False: tx}, labels)
 
 
 # Layers whose kernels Muon takes: convolutions, projections of attention and

@@ -3,8 +3,9 @@
 The objective is reconstruction plus a weighted KL to a unit Gaussian. Pixels
 can count by how much they move: lips and lids are a few per cent of a picture
 that hardly changes, and a plain L1 blurs them away over time (on GRID the mouth
-curve of its reconstructions has r = 0.67 with the true one). Mochi's objective
-is not published.
+curve of its reconstructions has r = 0.67 with the true one). A finished
+encoder can stay as it is while its decoder learns on: latents made with it, and
+transformers trained on them, keep. Mochi's objective is not published.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,23 +48,30 @@ def init(key, *, model, tx, shape):
 
 def motion_weights(
   x: Float[Array, 'B N Yp Xp 3'], motion: float
-) -> Float[Array, 'B 1 Yp Xp 1']:
-  """1 + motion * (a pixel's deviation over time / its mean), with mean 1.
+) -> Float[Array, 'B N Yp Xp 1']:
+  """1 + motion * (distance from a pixel's mean over time / its mean), mean 1.
 
-  The deviation is averaged over 5 x 5 pixels, so that noise does not count.
+  So the few frames in which a mouth is wide open count for more than those in
+  which it rests. Averaged over 5 x 5 pixels, so that noise does not count.
   """
-  deviation = x.std(1).mean(-1)
-  pooled = nn.avg_pool(deviation[..., None], (5, 5), padding='SAME')
-  relative = pooled / (pooled.mean((1, 2), keepdims=True) + 1e-6)
-  return (1.0 + motion * relative[:, None]) / (1.0 + motion)
+  distance = jnp.abs(x - x.mean(1, keepdims=True)).mean(-1, keepdims=True)
+  images = distance.reshape(-1, *distance.shape[2:])
+  pooled = nn.avg_pool(images, (5, 5), padding='SAME').reshape(distance.shape)
+  relative = pooled / (pooled.mean((1, 2, 3), keepdims=True) + 1e-6)
+  return (1.0 + motion * relative) / (1.0 + motion)
 
 
-def objective(params, frames, key, *, model, kl_weight, motion, square):
+def objective(
+  params, frames, key, *, model, kl_weight, motion, square, frozen=()
+):
   """Reconstruction + kl_weight * KL per latent; frames uint8 [B N Yp Xp 3].
 
   `square` is the weight of the squared error beside the absolute one: a missed
-  opening of the mouth counts for more than grain.
+  opening of the mouth counts for more than grain. No gradient goes into the
+  parameters named in `frozen`.
   """
+  held = {name: jax.lax.stop_gradient(params[name]) for name in frozen}
+  params = {**params, **held}
   x = latents.to_float(frames)
   y, mean, logvar = model.apply({'params': params}, x, key)
   error = jnp.abs(y - x)
@@ -115,12 +123,15 @@ def make(config: Mapping[str, Any]) -> Experiment:
   source = config_lib.build(data.ClipConfig, config['data'])
   model = Vae(config_lib.build(VaeConfig, config['vae']))
   tx = train_lib.optimizer(opt, config['num_steps'])
+  frozen = ('encoder',) if config['freeze_encoder'] else ()
+  tx = train_lib.freeze(tx, frozen) if frozen else tx
   loss = functools.partial(
     objective,
     model=model,
     kl_weight=config['kl_weight'],
     motion=config['motion_weight'],
     square=config['square_weight'],
+    frozen=frozen,
   )
   shape = abstract_batch(config, config['batch_size'])['frames'].shape
   clips = functools.partial(

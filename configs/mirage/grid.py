@@ -68,6 +68,7 @@ def vae(folder: str) -> ml_collections.ConfigDict:
       kl_weight=2e-4,
       motion_weight=8.0,
       square_weight=5.0,
+      freeze_encoder=False,
       data=dict(
         train=f'{folder}/train', eval=f'{folder}/val', num_frames=13, size=96
       ),

@@ -25,11 +25,17 @@ def frames():
 def test_what_moves_counts_more_and_the_mean_is_one(frames):
   x = frames.astype(np.float32) / 127.5 - 1
   weights = vae_experiment.motion_weights(jnp.asarray(x), 8.0)
-  assert weights.shape == (1, 1, 16, 16, 1)
+  assert weights.shape == (1, 7, 16, 16, 1)
   assert float(weights.mean()) == pytest.approx(1, abs=1e-4)
-  assert weights[0, 0, 2, 2, 0] > 3 > 1 > weights[0, 0, 12, 12, 0]
+  assert weights[0, :, 2, 2, 0].mean() > 3
   # Far from any motion, a pixel still counts for 1 / (1 + motion).
-  assert weights[0, 0, 12, 12, 0] == pytest.approx(1 / 9, abs=1e-4)
+  np.testing.assert_allclose(weights[0, :, 12, 12, 0], 1 / 9, atol=1e-4)
+  # A frame counts by how far it is from the rest: here one of seven.
+  flash = np.zeros((1, 7, 16, 16, 3), np.float32)
+  flash[:, 3] = 1.0
+  weights = vae_experiment.motion_weights(jnp.asarray(flash), 8.0)
+  far = 9 * np.asarray(weights)[0, :, 8, 8, 0] - 1
+  np.testing.assert_allclose(far[3], 6 * far[0], rtol=1e-3)
   none = vae_experiment.motion_weights(jnp.asarray(x), 0.0)
   np.testing.assert_allclose(none, 1)
   still = vae_experiment.motion_weights(jnp.ones((1, 7, 16, 16, 3)), 8.0)
@@ -85,6 +91,24 @@ def test_the_recipe_builds_and_its_state_has_an_average():
   assert jax.tree.structure(state.params) == jax.tree.structure(state.ema)
   batch = vae_experiment.abstract_batch(config(), 1)
   assert batch['frames'].shape == (1, 7, 16, 16, 3)
+
+
+def test_a_frozen_encoder_stays_while_the_decoder_learns(frames):
+  frozen = config() | {'freeze_encoder': True}
+  frozen['optimizer'] |= {'warmup_steps': 0}
+  exp = vae_experiment.make(frozen)
+  state = jax.jit(exp.init)(jax.random.key(0))
+  batch = {'frames': jnp.asarray(frames)}
+  after, _ = jax.jit(exp.train_step)(state, batch, jax.random.key(1))
+  for tree in ('params', 'ema'):
+    before, now = getattr(state, tree), getattr(after, tree)
+    jax.tree.map(
+      np.testing.assert_array_equal, before['encoder'], now['encoder']
+    )
+    moved = jax.tree.map(
+      lambda a, b: np.abs(a - b).max(), before['decoder'], now['decoder']
+    )
+    assert all(x > 0 for x in jax.tree.leaves(moved))
 
 
 def test_a_misspelt_key_names_its_neighbour():
