@@ -20,21 +20,19 @@ from launch import (
   atomic,
   bundle,
   clip_scores,
+  closures,
   faces,
   filmstrip,
-  generate,
+  guidance_flags,
   speech as speech_lib,
   talk,
 )
 from launch.errors import one_line
-from launch.guidance_flags import make_guidance
 from launch.stopwatch import Stopwatch
 from mirage_jax import evals
 from mirage_jax.audio import RATE, TOKEN_RATE
 
 SENTENCE = 'Bob may bring a big map, so please put my blue bag by the lamp.'
-# The synthesiser counts much of a closure to the phone before it.
-CLOSURE_LEAD = 0.08
 
 _TEXT = flags.DEFINE_string('text', SENTENCE, 'what to say')
 _AUDIO = flags.DEFINE_string('audio', None, 'a recording, instead of --text')
@@ -45,13 +43,8 @@ _OUT = flags.DEFINE_string('out', 'out/demo.mp4', 'the video to write')
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'bundle or workdir; the shipped bundle if unset'
 )
-_STEPS = flags.DEFINE_integer(
-  'steps', generate.STEPS, 'Euler steps for each window', 2
-)
+_SAMPLING = guidance_flags.SamplingFlags()
 _SEED = flags.DEFINE_integer('seed', 0, 'of the noise')
-_AUDIO_CFG = flags.DEFINE_float(
-  'audio_cfg', generate.AUDIO_CFG, 'weight of the sound, 0 to 30'
-)
 
 
 def main(_: list[str]) -> None:
@@ -60,7 +53,9 @@ def main(_: list[str]) -> None:
     strip = out.with_suffix('.png')
     talk.check_out(out)
     with watch('load'):
-      generator = talk.load_generator(_CHECKPOINT.value)
+      generator = talk.load_generator(
+        _CHECKPOINT.value, quantised=_SAMPLING.quantised
+      )
     audio, phones = _AUDIO.value, []
     if audio:
       print(f'1/3 reading {audio}', flush=True)
@@ -71,9 +66,7 @@ def main(_: list[str]) -> None:
         phones = speak(_TEXT.value, audio)
     seconds = generator.window_frames / TOKEN_RATE
     print(f'2/3 drawing, {seconds:g} s of video at a time', flush=True)
-    settings = generate.Settings(
-      _STEPS.value, make_guidance(audio=_AUDIO_CFG.value), _SEED.value
-    )
+    settings = _SAMPLING.settings(_SEED.value)
     image = _IMAGE.value or bundle.DEFAULT.with_name('face.png')
     job = talk.Job(str(audio), str(out), str(image))
     windows = []
@@ -126,8 +119,7 @@ def judge(
     'blinks': f'{blinks:.0f} a minute',
   }
   if phones:
-    early = [(p.symbol, p.start - CLOSURE_LEAD, p.end) for p in phones]
-    lips = evals.closure_hits(look.mouth, early, TOKEN_RATE)
+    lips = closures.count(look.mouth, phones)
     if count := len(lips.hits):
       figures['lips closed at /p b m/'] = (
         f'{lips.hits.sum()} of {count} (by chance {lips.chance * count:.1f})'

@@ -9,20 +9,19 @@ compared with the real one and with the autoencoder's reconstruction of it. Use
 from the true pixels even when it is real.
 OUT gets scores.json (per clip and mean), table.md, curves.png, and for the
 first few clips a filmstrip and a video. A killed run continues where it was
-when given the same command; `--vae_only` judges the autoencoder alone.
+when given the same command; `--vae_only` judges the autoencoder alone. It is
+sampled as by launch.sample, with the same flags for guidance, solver and cache.
 """
 
+import dataclasses
 import pathlib
 import sys
 
 from absl import app, flags
 import numpy as np
 
-from launch import bundle, evaluation, generate
+from launch import bundle, evaluation, generate, guidance_flags
 from launch.errors import UserError, one_line
-from launch.guidance_flags import make_guidance
-from mirage_jax import config, latents
-from mirage_jax.vae import Vae, VaeConfig
 
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', str(bundle.DEFAULT), 'a bundle; the shipped one if unset'
@@ -35,15 +34,8 @@ _SUBSET = flags.DEFINE_string('subset', 'val', 'which list of the split')
 _LIMIT = flags.DEFINE_integer('limit', None, 'only the first so many clips')
 _OUT = flags.DEFINE_string('out', None, 'folder for scores, tables, pictures')
 _SEED = flags.DEFINE_integer('seed', 0, 'of the first clip; one more for each')
-_NUM_STEPS = flags.DEFINE_integer('num_steps', generate.STEPS, 'of the sampler')
+_SAMPLING = guidance_flags.SamplingFlags('num_steps')
 _TEXT = flags.DEFINE_string('text', '', 'prompt for every clip')
-_AUDIO_CFG = flags.DEFINE_float(
-  'audio_cfg', generate.AUDIO_CFG, 'guidance weight of audio'
-)
-_TEXT_CFG = flags.DEFINE_float('text_cfg', 1.0, 'guidance weight of text')
-_REFERENCE_CFG = flags.DEFINE_float(
-  'reference_cfg', 1.0, 'guidance weight of the reference image'
-)
 _REFERENCE = flags.DEFINE_enum(
   'reference', 'other', ['other', 'own'], 'the clip that gives the first frame'
 )
@@ -81,46 +73,37 @@ def main(_: list[str]) -> None:
       plan,
       files,
       pathlib.Path(_OUT.value),
-      make_rebuild(weights),
+      evaluation.make_rebuild(weights),
       None if _VAE_ONLY.value else make_generate(weights),
       _NUM_PLOTS.value,
     ).run()
 
 
 def sampling() -> dict[str, float | int | str]:
-  """The sampler's settings as they stand in plan.json."""
+  """The sampler's settings as they stand in plan.json.
+
+  The first five always do: plans of older runs have them.
+  """
+  weights = _SAMPLING.guidance()
   return {
-    'num_steps': _NUM_STEPS.value,
+    'num_steps': _SAMPLING.settings(_SEED.value).steps,
     'text': _TEXT.value,
-    'audio_cfg': _AUDIO_CFG.value,
-    'text_cfg': _TEXT_CFG.value,
-    'reference_cfg': _REFERENCE_CFG.value,
-  }
-
-
-def make_rebuild(weights: bundle.Bundle) -> evaluation.Rebuild:
-  """Frames through the bundle's autoencoder and back."""
-  vae = Vae(config.build(VaeConfig, weights.config['vae']))
-
-  def rebuild(frames: np.ndarray) -> np.ndarray:
-    z = latents.encode_video(vae, weights.vae, weights.stats, frames)
-    return latents.decode_video(vae, weights.vae, weights.stats, z)
-
-  return rebuild
+    'audio_cfg': weights.weight('audio').value,
+    'text_cfg': weights.weight('text').value,
+    'reference_cfg': weights.weight('reference').value,
+  } | _SAMPLING.changed()
 
 
 def make_generate(weights: bundle.Bundle) -> evaluation.Generate:
   """The bundle's model under the flags' settings."""
-  generator = generate.Generator(weights)
-  guidance = make_guidance(
-    audio=_AUDIO_CFG.value,
-    text=_TEXT_CFG.value,
-    reference=_REFERENCE_CFG.value,
+  generator = generate.Generator(
+    weights, _CHECKPOINT.value, _SAMPLING.quantised
   )
+  settings = _SAMPLING.settings(_SEED.value)
 
   def make(wave: np.ndarray, image: np.ndarray, seed: int) -> np.ndarray:
-    settings = generate.Settings(_NUM_STEPS.value, guidance, seed)
-    return generator(wave, image, _TEXT.value, settings)
+    seeded = dataclasses.replace(settings, seed=seed)
+    return generator(wave, image, _TEXT.value, seeded)
 
   return make
 

@@ -10,11 +10,18 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from launch import clip_scores, evaluation_report, faces, filmstrip, media
+from launch import (
+  bundle,
+  clip_scores,
+  evaluation_report,
+  faces,
+  filmstrip,
+  media,
+)
 from launch.errors import UserError
-from mirage_jax import evals
+from mirage_jax import config, evals, latents
 from mirage_jax.audio import RATE, TOKEN_RATE
-from mirage_jax.vae import CHUNK
+from mirage_jax.vae import CHUNK, Vae, VaeConfig
 
 FPS = TOKEN_RATE
 
@@ -112,11 +119,37 @@ def load_clip(path: pathlib.Path, size: int, mesh: faces.FaceMesh) -> Clip:
   return Clip(faces.crop_resize(frames, box, size), wave)
 
 
+def make_rebuild(weights: bundle.Bundle) -> Rebuild:
+  """Frames through the bundle's autoencoder and back."""
+  vae = Vae(config.build(VaeConfig, weights.config['vae']))
+
+  def rebuild(frames: np.ndarray) -> np.ndarray:
+    z = latents.encode_video(vae, weights.vae, weights.stats, frames)
+    return latents.decode_video(vae, weights.vae, weights.stats, z)
+
+  return rebuild
+
+
 def rebuild_clip(frames: np.ndarray, rebuild: Rebuild) -> np.ndarray:
   """Through the autoencoder; the last frame fills up the last chunk."""
   short = -len(frames) % CHUNK
   full = np.concatenate([frames, np.repeat(frames[-1:], short, axis=0)])
   return rebuild(full)[: len(frames)]
+
+
+def claim(path: pathlib.Path, plan: Plan) -> None:
+  """Writes the plan to `path`, or checks that the one there is equal.
+
+  Raises:
+    UserError: it is another one.
+  """
+  plain = json.loads(json.dumps(dataclasses.asdict(plan)))
+  if path.exists() and json.loads(path.read_text()) != plain:
+    raise UserError(
+      f'{path}: belongs to an evaluation with other settings: '
+      'give another --out or remove it'
+    )
+  evaluation_report.save_json(path, plain)
 
 
 class Evaluation:
@@ -136,20 +169,9 @@ class Evaluation:
     self.num_plots = num_plots
     self.mesh = faces.default_mesh()
 
-  def claim(self) -> None:
-    """Writes the plan to `out`, or checks that the one there is equal."""
-    path = self.out / 'plan.json'
-    plan = json.loads(json.dumps(dataclasses.asdict(self.plan)))
-    if path.exists() and json.loads(path.read_text()) != plan:
-      raise UserError(
-        f'{path}: belongs to an evaluation with other settings: '
-        'give another --out or remove it'
-      )
-    evaluation_report.save_json(path, plan)
-
   def run(self) -> dict[str, dict[str, Any]]:
     """Judges every clip not judged yet, reports, returns the summary."""
-    self.claim()
+    claim(self.out / 'plan.json', self.plan)
     results, start, done_here = [], time.monotonic(), 0
     count = len(self.plan.clips)
     for n, clip_id in enumerate(self.plan.clips):

@@ -1,11 +1,14 @@
-"""What flags may say of guidance, and what is said if they may not."""
+"""What flags may say of sampling, and what is said if they may not."""
 
+import numpy as np
 import pytest
 
+from launch import generate
 from launch.errors import UserError
-from launch.guidance_flags import make_guidance
-from mirage_jax import schedules
+from launch.guidance_flags import make_caching, make_guidance
+from mirage_jax import cache, schedules
 from mirage_jax.guidance import Guidance, Weight
+from tests import tiny
 
 COSINE, WINDOW = schedules.Cosine(), schedules.Window(0.9, 0.2)
 
@@ -73,3 +76,71 @@ def test_numbers_and_schedules_come_together(given, want):
 def test_what_is_wrong_is_named(given, said):
   with pytest.raises(UserError, match=said):
     make_guidance(**given)
+
+
+def test_caching_is_read_and_what_is_wrong_is_named():
+  assert make_caching('guidance:3,attention:2') == cache.Caching(3, 2)
+  for text, said in (
+    ('all', "--cache=all: 'all' is no caching; give none, fast, or"),
+    ('attention:0', '--cache=attention:0: attention of caching must be at'),
+  ):
+    with pytest.raises(UserError, match=said):
+      make_caching(text)
+
+
+def test_evaluate_and_demo_sample_as_before_unless_told(binary):
+  plain = generate.Settings(generate.STEPS, Guidance(audio=3.0))
+  with binary('demo').loaded() as demo:
+    assert demo._SAMPLING.settings(0) == plain
+    assert demo._SAMPLING.changed() == {}
+    assert demo._SAMPLING.quantised == 'none'
+  with binary('evaluate').loaded() as evaluate:
+    assert evaluate._SAMPLING.settings(0) == plain
+    assert evaluate.sampling() == {
+      'num_steps': 8,
+      'text': '',
+      'audio_cfg': 3.0,
+      'text_cfg': 1.0,
+      'reference_cfg': 1.0,
+    }
+
+
+def test_evaluate_and_demo_have_the_flags_of_sample(binary):
+  given = [
+    '--audio_cfg=2',
+    '--guidance_schedule=cosine',
+    '--skip_cfg=1',
+    '--skip_blocks=3',
+    '--guidance_rescale=0.7',
+    '--joint_cfg=2',
+    '--reference_cfg=1.5',
+    '--text_cfg=4',
+    '--negative_text=dark',
+    '--sequential_guidance',
+    '--solver=dpmpp_2m',
+    '--cache=guidance:4',
+  ]
+  with binary('sample').loaded('--seed=3', '--steps=9', *given) as sample:
+    want = sample.read_settings()
+  with binary('demo').loaded('--steps=9', *given) as demo:
+    assert demo._SAMPLING.settings(3) == want
+    assert demo._SAMPLING.changed()['skip_blocks'] == '3'
+  with binary('evaluate').loaded('--num_steps=9', *given) as evaluate:
+    assert evaluate._SAMPLING.settings(3) == want
+    assert evaluate.sampling()['solver'] == 'dpmpp_2m'
+
+
+def test_a_cached_video_is_another_and_nearer_than_another_seed(generator):
+  def make(seed, caching):
+    settings = generate.Settings(16, Guidance(audio=3.0), seed, caching=caching)
+    made = generator(tiny.speech(0.5), tiny.picture(), '', settings)
+    return made.astype(int)
+
+  plain = make(0, cache.OFF)
+  cached = np.abs(make(0, cache.Caching(2, 2)) - plain).mean()
+  assert 0 < cached < 0.5 * np.abs(make(1, cache.OFF) - plain).mean()
+
+
+def test_caching_and_heun_do_not_go_together():
+  with pytest.raises(UserError, match='heun does not; leave one of them out'):
+    generate.Settings(solver='heun', caching=cache.FAST)
