@@ -1,16 +1,12 @@
 """Scores of vectors against the positions of other images, and their NCE."""
 
-import math
-
 from flax import linen as nn
 import flax.struct
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Up to here exp(-2 clip) is a normal float32, so that sums of exponentials may
-# be shifted by the largest score there can be rather than the largest there is.
-LARGEST_CLIP = 40.0
+from infomax_jax.ops.nce import against_all
+from infomax_jax.ops.nce.reference import clipped, product
 
 
 @flax.struct.dataclass
@@ -35,6 +31,7 @@ def score(
   clip: float | None = 20.0,
   block: int = 256,
   dtype: str = 'float32',
+  implementation: str = 'xla',
 ) -> Scores:
   """Scores each image's sources against the positions of every image.
 
@@ -54,9 +51,12 @@ def score(
     clip: c, or None for no clipping.
     block: Images whose sources are scored at once.
     dtype: Of the products' inputs; sums and all that follows are float32.
+    implementation: Of the scores against all images: 'xla', 'pallas' or
+      'pallas_interpret', see `ops.nce.against_all`.
 
   Raises:
-    ValueError: The two do not fit together, or there are no negatives.
+    ValueError: The two do not fit together, there are no negatives, or the
+      implementation does not take them.
   """
   batch, _, dim = sources.shape
   if targets.shape[::2] != (batch, dim):
@@ -71,59 +71,12 @@ def score(
   targets = nn.with_logical_constraint(
     targets.astype(dtype), ('batch', None, None)
   )
-  negative, squares = _against_all(sources, targets, clip, block)
-  positive = _clipped(_product('ikc,ilc->ikl', sources, targets), clip)
+  negative, squares = against_all(
+    sources, targets, clip=clip, block=block, implementation=implementation
+  )
+  positive = clipped(product('ikc,ilc->ikl', sources, targets), clip)
   return Scores(
     log_softmax=-jax.nn.softplus(negative[:, :, None] - positive),
     positive=positive,
     mean_square=squares / (batch * batch * targets.shape[1]),
   )
-
-
-def _against_all(sources, targets, clip, block):
-  """Log of the summed exponentials of negatives [B K], and squares [K]."""
-  batch, kinds, dim = sources.shape
-
-  @jax.checkpoint
-  def rows(sources, index):
-    sources = nn.with_logical_constraint(sources, (None, None, None))
-    raw = _product('ikc,jlc->ikjl', sources, targets)
-    same = index[:, None] == jnp.arange(batch)[None]
-    same = same[:, None, :, None]
-    log_sum = _log_sum_exp(_clipped(raw, clip), ~same, clip)
-    return log_sum, jnp.square(raw).sum((0, 2, 3))
-
-  if block >= batch:
-    return rows(sources, jnp.arange(batch))
-  count = math.ceil(batch / block)
-  extra = count * block - batch  # Zero sources: no squares, cut off below.
-  # Each block has rows of every device, so that it is gathered when it is
-  # needed and not all of them at once.
-  blocks = jnp.pad(sources, ((0, extra), (0, 0), (0, 0)))
-  blocks = blocks.reshape(block, count, kinds, dim).swapaxes(0, 1)
-  blocks = nn.with_logical_constraint(blocks, (None, 'batch', None, None))
-  index = jnp.arange(block * count).reshape(block, count).T
-  _, (log_sums, squares) = jax.lax.scan(
-    lambda _, xs: (None, rows(*xs)), None, (blocks, index)
-  )
-  log_sums = log_sums.swapaxes(0, 1).reshape(-1, kinds)[:batch]
-  return log_sums, squares.sum(0)
-
-
-def _product(axes, sources, targets):
-  product = jnp.einsum(
-    axes, sources, targets, preferred_element_type=jnp.float32
-  )
-  return product / math.sqrt(sources.shape[-1])
-
-
-def _clipped(raw, clip):
-  return raw if clip is None else clip * jnp.tanh(raw / clip)
-
-
-def _log_sum_exp(scores, keep, clip):
-  """Over the last two axes, of those to keep."""
-  if clip is not None and clip <= LARGEST_CLIP:
-    terms = jnp.where(keep, jnp.exp(scores - clip), 0.0)
-    return jnp.log(terms.sum((2, 3))) + clip
-  return jax.nn.logsumexp(scores, (2, 3), where=keep)

@@ -82,6 +82,7 @@ def _direction(source, target, view, locations, cfg):
       clip=cfg.clip,
       block=cfg.block,
       dtype=cfg.dtype,
+      implementation=cfg.nce,
     )
     start = 0
     for task, kind in zip(tasks, kinds, strict=True):

@@ -1,0 +1,72 @@
+"""Sums over all negatives in plain XLA, by automatic differentiation."""
+
+import math
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# Up to here exp(-2 clip) is a normal float32, so that sums of exponentials may
+# be shifted by the largest score there can be rather than the largest there is.
+LARGEST_CLIP = 40.0
+
+
+def against_all(
+  sources: Float[Array, 'B K C'],
+  targets: Float[Array, 'B L C'],
+  clip: float | None,
+  block: int,
+) -> tuple[Float[Array, 'B K'], Float[Array, ' K']]:
+  """See `api.against_all`. Scores of `block` images are in memory at once."""
+  batch, kinds, dim = sources.shape
+
+  @jax.checkpoint
+  def rows(sources, index):
+    sources = nn.with_logical_constraint(sources, (None, None, None))
+    raw = product('ikc,jlc->ikjl', sources, targets)
+    same = index[:, None] == jnp.arange(batch)[None]
+    same = same[:, None, :, None]
+    log_sum = _log_sum_exp(clipped(raw, clip), ~same, clip)
+    return log_sum, jnp.square(raw).sum((0, 2, 3))
+
+  if block >= batch:
+    return rows(sources, jnp.arange(batch))
+  count = math.ceil(batch / block)
+  extra = count * block - batch  # Zero sources: no squares, cut off below.
+  # Each block has rows of every device, so that it is gathered when it is
+  # needed and not all of them at once.
+  blocks = jnp.pad(sources, ((0, extra), (0, 0), (0, 0)))
+  blocks = blocks.reshape(block, count, kinds, dim).swapaxes(0, 1)
+  blocks = nn.with_logical_constraint(blocks, (None, 'batch', None, None))
+  index = jnp.arange(block * count).reshape(block, count).T
+  _, (log_sums, squares) = jax.lax.scan(
+    lambda _, xs: (None, rows(*xs)), None, (blocks, index)
+  )
+  log_sums = log_sums.swapaxes(0, 1).reshape(-1, kinds)[:batch]
+  return log_sums, squares.sum(0)
+
+
+def product(
+  axes: str, sources: Float[Array, '...'], targets: Float[Array, '...']
+) -> Float[Array, '...']:
+  """Unclipped scores, float32."""
+  scores = jnp.einsum(
+    axes, sources, targets, preferred_element_type=jnp.float32
+  )
+  return scores / math.sqrt(sources.shape[-1])
+
+
+def clipped(
+  raw: Float[Array, '...'], clip: float | None
+) -> Float[Array, '...']:
+  """c tanh(raw / c)."""
+  return raw if clip is None else clip * jnp.tanh(raw / clip)
+
+
+def _log_sum_exp(scores, keep, clip):
+  """Over the last two axes, of those to keep."""
+  if clip is not None and clip <= LARGEST_CLIP:
+    terms = jnp.where(keep, jnp.exp(scores - clip), 0.0)
+    return jnp.log(terms.sum((2, 3))) + clip
+  return jax.nn.logsumexp(scores, (2, 3), where=keep)
