@@ -1,0 +1,231 @@
+"""Ways to sample faster against the plain 64 steps: time, and what it costs.
+
+One process makes each clip in all ways, in turns, so that a load from outside
+slows all alike. Time is that of sampling alone: no compiling, no decoding.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+import statistics
+from typing import Any, NamedTuple
+
+from jaxtyping import Float, UInt8
+import numpy as np
+
+from launch import bundle, clip_scores, evaluation, faces, media, speech
+from launch.generate import Generator, Settings
+from launch.stopwatch import Stopwatch
+from mirage_jax import evals, evals_image, quantise
+from mirage_jax.cache import Caching
+
+PLAIN = 'plain'
+SENTENCES = (
+  'Place blue at F two now.',
+  'My mother bought a big brown map.',
+  'Please put the lamp above the table.',
+  'Bob may bring five more boxes.',
+)
+
+
+class Way(NamedTuple):
+  """One way to sample."""
+
+  generator: Generator
+  settings: Settings
+
+
+class Clip(NamedTuple):
+  """What to speak, whose face, and the true frames if there are any."""
+
+  wave: Float[np.ndarray, 'S']
+  image: UInt8[np.ndarray, 'size size 3']
+  truth: UInt8[np.ndarray, 'N size size 3'] | None = None
+
+
+def make_ways(
+  weights: bundle.Bundle,
+  plain: Settings,
+  few_steps: int,
+  caching: Caching,
+  scheme: str,
+) -> dict[str, Way]:
+  """The ways to compare, by the names of their figures.
+
+  Args:
+    weights: what samples.
+    plain: how, with all steps and nothing to save time.
+    few_steps: how many steps a few are.
+    caching: see `mirage_jax.cache`.
+    scheme: see `mirage_jax.quantise`.
+  """
+  generator = Generator(weights)
+  few = dataclasses.replace(plain, steps=few_steps)
+  cached = dataclasses.replace(plain, caching=caching)
+  return {
+    PLAIN: Way(generator, plain),
+    'cached': Way(generator, cached),
+    'few_step': Way(generator, few),
+    'quantised': Way(Generator(weights, quantised=scheme), plain),
+  }
+
+
+def spoken_clips(count: int) -> Iterable[Clip]:
+  """Sentences of the synthesiser, spoken by the shipped face."""
+  image = media.read_image(bundle.DEFAULT.with_name('face.png'))
+  for n in range(count):
+    yield Clip(speech.synthesise(SENTENCES[n % len(SENTENCES)]).wave, image)
+
+
+def real_clips(
+  files: Mapping[str, Any], size: int, mesh: faces.FaceMesh
+) -> Iterable[Clip]:
+  """Clips of files, each with the first frame of another."""
+  ids = list(files)
+  load = lambda n: evaluation.load_clip(files[ids[n]], size, mesh)
+  for n, partner in enumerate(evals.derangement(len(ids))):
+    clip = load(n)
+    yield Clip(clip.wave, load(partner).frames[0], clip.frames)
+
+
+def measure(
+  ways: Mapping[str, Way],
+  clips: Iterable[Clip],
+  mesh: faces.FaceMesh,
+  say: Callable[[str], None] = lambda line: None,
+) -> list[dict[str, dict[str, float]]]:
+  """Per clip and way: seconds, and figures against the truth and the plain way.
+
+  Returns:
+    'seconds'; 'mouth_correlation' with the true curve, where there is one;
+    'mouth_to_plain', correlation with the plain way's curve; 'psnr_to_plain',
+    of the frames, dB.
+  """
+  results = []
+  for number, clip in enumerate(clips):
+    if not results:
+      warm_up(ways, clip)
+    made = {name: timed(way, clip, number) for name, way in ways.items()}
+    results.append(judge(made, clip, mesh))
+    shown = ', '.join(
+      f'{k} {v["seconds"]:.1f} s' for k, v in results[-1].items()
+    )
+    say(f'clip {number + 1}: {shown}')
+  return results
+
+
+def warm_up(ways: Mapping[str, Way], clip: Clip) -> None:
+  """Compiles: the programs do not depend on the number of steps."""
+  for way in ways.values():
+    few = dataclasses.replace(way.settings, steps=2)
+    way.generator(clip.wave, clip.image, '', few)
+
+
+def timed(
+  way: Way, clip: Clip, seed: int
+) -> tuple[UInt8[np.ndarray, 'N H W 3'], float]:
+  """The frames, and the seconds that sampling took."""
+  settings = dataclasses.replace(way.settings, seed=seed)
+  with Stopwatch() as watch:
+    windows = way.generator.windows(
+      clip.wave, clip.image, '', settings, stage=watch
+    )
+    frames = np.concatenate(list(windows))
+  return frames, watch.seconds['sample']
+
+
+def judge(
+  made: Mapping[str, tuple[np.ndarray, float]],
+  clip: Clip,
+  mesh: faces.FaceMesh,
+) -> dict[str, dict[str, float]]:
+  """The figures of one clip, per way; see `measure`."""
+  frames = {name: f for name, (f, _) in made.items()}
+  looks, rois = {}, None
+  if clip.truth is not None:
+    rois = mesh.clip_rois(clip.truth)
+    looks['truth'] = clip_scores.look(clip.truth, mesh, rois)
+  else:
+    rois = mesh.clip_rois(frames[PLAIN])
+  for name, way in frames.items():
+    looks[name] = clip_scores.look(way, mesh, rois)
+  figures = {}
+  for name, (_, seconds) in made.items():
+    mouth = looks[name].mouth
+    figures[name] = {
+      'seconds': seconds,
+      'mouth_to_plain': evals.pearson(mouth, looks[PLAIN].mouth),
+      'psnr_to_plain': evals_image.psnr(frames[name], frames[PLAIN]),
+    }
+    if 'truth' in looks:
+      figures[name]['mouth_correlation'] = evals.pearson(
+        mouth, looks['truth'].mouth
+      )
+  return figures
+
+
+def summarise(
+  ways: Mapping[str, Way], results: Sequence[Mapping[str, Mapping[str, float]]]
+) -> dict[str, Any]:
+  """The ratios of time, and the mean figures of each way.
+
+  A speedup is the median over clips of the plain way's seconds over the way's,
+  both of the same clip.
+  """
+  figures = {}
+  for name in ways:
+    rows = [result[name] for result in results]
+    figures[name] = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
+    figures[name]['seconds'] = statistics.median(r['seconds'] for r in rows)
+  summary = {}
+  for name in ways:
+    if name == PLAIN:
+      continue
+    summary[f'{name}_speedup'] = statistics.median(
+      r[PLAIN]['seconds'] / r[name]['seconds'] for r in results
+    )
+    if 'mouth_correlation' in figures[name]:
+      summary[f'{name}_lost_correlation'] = (
+        figures[PLAIN]['mouth_correlation'] - figures[name]['mouth_correlation']
+      )
+    else:
+      summary[f'{name}_lost_correlation'] = 1 - figures[name]['mouth_to_plain']
+  return summary | {
+    'against': 'truth' if 'mouth_correlation' in figures[PLAIN] else PLAIN,
+    'clips': len(results),
+    'figures': figures,
+    'ways': {name: describe(way) for name, way in ways.items()},
+  }
+
+
+def describe(way: Way) -> str:
+  """In a few words."""
+  settings = way.settings
+  parts = [f'{settings.steps} steps', settings.solver]
+  if settings.caching:
+    parts.append(
+      f'branches at every {settings.caching.guidance}. step, attention at '
+      f'every {settings.caching.attention}.'
+    )
+  if way.generator.quantised != quantise.NONE:
+    parts.append(f'{way.generator.quantised} matmuls')
+  return ', '.join(parts)
+
+
+def table(summary: Mapping[str, Any]) -> list[str]:
+  """Lines of at most 80 columns."""
+  lines = [
+    f'{summary["clips"]} clips, lips against the {summary["against"]}',
+    '',
+    f'{"":<12}{"seconds":>9}{"speedup":>9}{"mouth r":>9}{"to plain":>9}'
+    f'{"PSNR to plain":>15}',
+  ]
+  for name, row in summary['figures'].items():
+    speedup = summary.get(f'{name}_speedup', 1.0)
+    mouth = row.get('mouth_correlation')
+    lines.append(
+      f'{name:<12}{row["seconds"]:>9.2f}{speedup:>9.2f}'
+      + (f'{mouth:>9.3f}' if mouth is not None else f'{"-":>9}')
+      + f'{row["mouth_to_plain"]:>9.3f}{row["psnr_to_plain"]:>15.1f}'
+    )
+  lines += ['', *(f'{k}: {v}' for k, v in summary['ways'].items())]
+  return lines

@@ -1,0 +1,127 @@
+"""Ratios and figures of ways to sample, with ways whose answers are known."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+
+from launch import bench_sampling, bundle, faces, generate, stopwatch
+from launch.bench_sampling import Clip, Way
+from mirage_jax.cache import Caching
+from tests.launch.drawn import DrawnFaces, draw_clip, loudness
+
+pytest.importorskip('matplotlib', reason='needs the eval extra')
+MOUTH = np.random.default_rng(0).uniform(0, 1, 27)
+WAVE = np.repeat(0.8 * MOUTH, 640).astype(np.float32)
+WAVE[1::2] *= -1
+
+
+class Clock:
+  """A time that passes when it is told to."""
+
+  now = 0.0
+
+  def monotonic(self):
+    return self.now
+
+
+CLOCK = Clock()
+
+
+class Model:
+  """Follows the loudness, the less the more it errs."""
+
+  def __init__(self, error=0.0, each=4.0, quantised='none'):
+    self.quantised = quantised
+    self.error, self.each, self.seeds = error, each, []
+
+  def __call__(self, wave, image, text, settings):
+    assert settings.steps == 2  # To compile.
+    self.seeds.append(None)
+
+  def windows(self, wave, image, text, settings, stage):
+    self.seeds.append(settings.seed)
+    with stage('sample'):
+      CLOCK.now += self.each * settings.steps
+    CLOCK.now += 100  # Of decoding.
+    rng = np.random.default_rng(1)
+    noise = self.error * rng.uniform(-1, 1, len(loudness(wave)))
+    yield draw_clip(np.clip(loudness(wave) + noise, 0, 1))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def clock():
+  fake = types.SimpleNamespace(monotonic=CLOCK.monotonic)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(stopwatch, 'time', fake)
+    yield
+
+
+@pytest.fixture(scope='module')
+def ways():
+  plain = generate.Settings(steps=32)
+  fast = generate.Settings(steps=32, caching=Caching(4, 2))
+  return {
+    'plain': Way(Model(0.1), plain),
+    'cached': Way(Model(0.1, each=2.0), fast),
+    'few_step': Way(Model(0.6), generate.Settings(steps=4)),
+  }
+
+
+@pytest.fixture(scope='module')
+def measured(ways):
+  truth = draw_clip(MOUTH)
+  clips = [Clip(WAVE, truth[0], truth)] * 2
+  return bench_sampling.measure(ways, clips, DrawnFaces())
+
+
+def test_ways_take_turns_and_are_compiled_before(ways, measured):
+  assert all(way.generator.seeds == [None, 0, 1] for way in ways.values())
+  assert len(measured) == 2
+
+
+def test_speed_and_lips_against_the_plain_way(ways, measured):
+  summary = bench_sampling.summarise(ways, measured)
+  assert summary['cached_speedup'] == pytest.approx(2)
+  assert summary['few_step_speedup'] == pytest.approx(8)
+  assert summary['cached_lost_correlation'] == pytest.approx(0, abs=1e-6)
+  figures = summary['figures']
+  lost = figures['plain']['mouth_correlation']
+  lost -= figures['few_step']['mouth_correlation']
+  assert summary['few_step_lost_correlation'] == pytest.approx(lost)
+  assert 0.02 < lost < 0.5
+  assert figures['cached']['mouth_to_plain'] == pytest.approx(1)
+  assert figures['cached']['psnr_to_plain'] == pytest.approx(100)
+  assert summary['against'] == 'truth' and summary['clips'] == 2
+  table = bench_sampling.table(summary)
+  assert max(map(len, table)) <= 80
+  assert any('branches at every 4. step' in line for line in table)
+
+
+def test_without_a_truth_the_plain_lips_are_the_measure(ways):
+  clips = [Clip(WAVE, draw_clip(MOUTH)[0])]
+  results = bench_sampling.measure(ways, clips, DrawnFaces())
+  summary = bench_sampling.summarise(ways, results)
+  assert summary['against'] == 'plain'
+  near = summary['figures']['few_step']['mouth_to_plain']
+  assert summary['few_step_lost_correlation'] == pytest.approx(1 - near)
+
+
+def test_the_command_prints_one_line(binary, monkeypatch, capsys):
+  truth = draw_clip(MOUTH)
+  make = lambda weights, quantised='none': Model(0.1, quantised=quantised)
+  monkeypatch.setattr(bench_sampling, 'Generator', make)
+  monkeypatch.setattr(bundle, 'load', lambda path: None)
+  monkeypatch.setattr(faces, 'default_mesh', DrawnFaces)
+  clips = lambda count: [Clip(WAVE, truth[0], truth)] * count
+  monkeypatch.setattr(bench_sampling, 'spoken_clips', clips)
+  given = ['--json', '--limit=2', '--cache=guidance:3', '--quantise=fp8']
+  with binary('bench').loaded(*given) as bench:
+    bench.sampling()
+  summary = json.loads(capsys.readouterr().out)
+  for name, speedup in (('cached', 1), ('few_step', 8), ('quantised', 1)):
+    assert summary[f'{name}_speedup'] == pytest.approx(speedup)
+    assert f'{name}_lost_correlation' in summary
+  assert summary['ways']['quantised'] == '64 steps, euler, fp8 matmuls'
+  assert 'branches at every 3. step' in summary['ways']['cached']
