@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from launch import generate
+from launch import bundle, generate
 from launch.errors import UserError
 from launch.guidance_flags import make_caching, make_guidance
 from mirage_jax import cache, schedules
@@ -139,6 +139,20 @@ def test_a_cached_video_is_another_and_nearer_than_another_seed(generator):
   plain = make(0, cache.OFF)
   cached = np.abs(make(0, cache.Caching(2, 2)) - plain).mean()
   assert 0 < cached < 0.5 * np.abs(make(1, cache.OFF) - plain).mean()
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore:'VariableState' was:DeprecationWarning")
+def test_a_quantised_video_is_another_and_near(generator, tiny_file):
+  pytest.importorskip('qwix', reason='needs the quantise extra')
+  settings = generate.Settings(2, Guidance(audio=3.0))
+  args = tiny.speech(0.5), tiny.picture(), '', settings
+  loaded = bundle.load(tiny_file)
+  made = generate.Generator(loaded, quantised='int8_weights')(*args)
+  off = np.abs(made.astype(int) - generator(*args)).mean()
+  assert 0 < off < 10
+  with pytest.raises(UserError, match='--quantise=int3: there is no quantisat'):
+    generate.Generator(loaded, quantised='int3')
 
 
 def test_caching_and_heun_do_not_go_together():

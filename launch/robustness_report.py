@@ -1,0 +1,95 @@
+"""The table and the plot that `launch.robustness` leaves behind."""
+
+from collections.abc import Mapping, Sequence
+import os
+from typing import Any
+
+import numpy as np
+
+from launch import atomic
+from launch.clip_scores import MAX_LAG
+from launch.filmstrip import MADE, load_figure
+
+# Column title, key, format.
+COLUMNS = (
+  ('mouth r', 'mouth_correlation', '.3f'),
+  ('lag, frames', 'lag', '+d'),
+  ('lag due', 'lag_due', '+d'),
+  ('mouth moves', 'movement', '.2f'),
+  ('mouth opens', 'opening', '.2f'),
+  ('sharpness', 'sharpness', '.2f'),
+  ('face found', 'face_found', '.2f'),
+)
+NOTE = """\
+Mean over {clips} clips. *mouth r*: correlation of the mouth's opening with the
+true one at the *lag due*; *lag*: the one at which it is greatest; *mouth moves*, *opens*: deviation and mean of the opening over those of the real
+clip, 0 for a mouth that stays shut; *sharpness*: ratio to the real clip.
+"""
+DRIFT = (
+  ('identity', 'identity: PSNR of the mean face, dB'),
+  ('colour', 'colour: change, 8-bit levels'),
+  ('sharpness', 'sharpness, ratio'),
+  ('lips', 'lips: r over 3 s'),
+)
+
+
+def mean(
+  results: Sequence[Mapping[str, Any]], late: int | None
+) -> dict[str, Any]:
+  """A row: means over clips, and the lag of their mean profile.
+
+  Args:
+    results: figures of each clip; 'lag_profile' where somebody speaks.
+    late: the lag that is due, or None.
+  """
+  numbers = [k for k, v in results[0].items() if isinstance(v, float)]
+  row = {k: float(np.mean([r[k] for r in results])) for k in numbers}
+  if late is not None:
+    profile = np.mean([r['lag_profile'] for r in results], axis=0)
+    row['lag'] = int(np.argmax(profile)) - MAX_LAG
+    row['lag_due'] = late
+    row['mouth_correlation'] = float(profile[late + MAX_LAG])
+  return row
+
+
+def markdown(rows: Mapping[str, Mapping[str, Any]], clips: int) -> str:
+  """A line for each row; what fits no column stands below."""
+  titles = ['sound', *(column[0] for column in COLUMNS)]
+  lines = [f'| {" | ".join(titles)} |', '|---' * len(titles) + '|']
+  notes = []
+  for name, row in rows.items():
+    cells = [
+      format(row[key], form) if key in row else '-' for _, key, form in COLUMNS
+    ]
+    lines.append(f'| {name} | {" | ".join(cells)} |')
+    if 'closures' in row:
+      notes.append(
+        f'{name}: lips shut at {row["closures"]} of {row["closures_of"]} '
+        f'/p b m/ (by chance {row["closures_by_chance"]:.1f})'
+      )
+    if 'after_it' in row:
+      notes.append(
+        f'{name}: lips r = {row["first_window"]:.3f} in the first window, '
+        f'{row["after_it"]:.3f} after it; at the end identity '
+        f'{row["identity"]:.1f} dB, colour off by {row["colour"]:.1f} levels'
+      )
+  return '\n'.join([*lines, '', NOTE.format(clips=clips), *notes]) + '\n'
+
+
+def save_drift(
+  path: str | os.PathLike, drift: Mapping[str, Sequence[float]]
+) -> None:
+  """A PNG: the four curves over the seconds."""
+  figure = load_figure()(figsize=(9, 8), dpi=100)
+  for axis, (key, title) in zip(
+    figure.subplots(len(DRIFT), 1, sharex=True), DRIFT, strict=True
+  ):
+    # The first second against itself says nothing of identity.
+    start = 1 if key == 'identity' else 0
+    curve = drift[key][start:]
+    axis.plot(range(start + 1, start + 1 + len(curve)), curve, color=MADE)
+    axis.set_title(title, loc='left', fontsize=10)
+  axis.set_xlabel('second')
+  figure.tight_layout()
+  with atomic.replacing(path) as half:
+    figure.savefig(half)
