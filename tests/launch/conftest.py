@@ -3,8 +3,9 @@
 import sys
 
 import pytest
+import soundfile
 
-from launch import bundle as bundle_lib, generate
+from launch import bundle as bundle_lib, generate, media
 from tests import tiny
 from tests.launch.binary import Binary
 from tests.launch.chat import Chat
@@ -64,3 +65,28 @@ def chat():
   server = Chat()
   yield server
   server.close()
+
+
+@pytest.fixture
+def sample(binary, tiny_file):
+  """Runs launch.sample with the tiny bundle; returns the exit code."""
+
+  def run(*arguments):
+    given = [f'--checkpoint={tiny_file}', '--steps=2', *arguments]
+    return binary('sample')(*given)
+
+  return run
+
+
+@pytest.fixture
+def wav(tmp_path):
+  path = tmp_path / 'a.wav'
+  soundfile.write(path, tiny.speech(0.5), 16000)
+  return path
+
+
+@pytest.fixture
+def face(tmp_path):
+  """A picture of the model's own size is taken as it is."""
+  media.write_image(tmp_path / 'face.png', tiny.picture())
+  return tmp_path / 'face.png'

@@ -1,9 +1,9 @@
 """Any sound in, a video with that sound out; what is wrong takes one line."""
 
 import errno
-import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -17,31 +17,6 @@ from launch.stopwatch import Stopwatch
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-@pytest.fixture
-def sample(binary, tiny_file):
-  """Runs launch.sample with the tiny bundle; returns the exit code."""
-
-  def run(*arguments):
-    given = [f'--checkpoint={tiny_file}', '--steps=2', *arguments]
-    return binary('sample')(*given)
-
-  return run
-
-
-@pytest.fixture
-def wav(tmp_path):
-  path = tmp_path / 'a.wav'
-  soundfile.write(path, tiny.speech(0.5), 16000)
-  return path
-
-
-@pytest.fixture
-def face(tmp_path):
-  """A picture of the model's own size is taken as it is."""
-  media.write_image(tmp_path / 'face.png', tiny.picture())
-  return tmp_path / 'face.png'
 
 
 def write_sound(path, rate, channels, codec, seconds=1.3):
@@ -101,6 +76,20 @@ def test_it_tells_how_far_it_is_and_where_the_time_went(
     assert f', {stage} ' in said.out
 
 
+def test_it_plays_while_it_is_being_made(
+  sample, wav, face, tmp_path, capsysbinary
+):
+  flags = [f'--audio={wav}', f'--image={face}', f'--out={tmp_path}/o.mp4']
+  assert sample(*flags, f'--stream={tmp_path}/live') == 0
+  live = (tmp_path / 'live').read_bytes()
+  said = capsysbinary.readouterr()
+  assert re.search(rb'; first frame after \d+\.\d s\n$', said.out)
+  assert sample(*flags, '--stream=-') == 0
+  said = capsysbinary.readouterr()
+  assert said.out == live and b'; first frame after' in said.err
+  assert len(media.read_video(tmp_path / 'live').frames) == 13
+
+
 def test_the_seed_and_the_text_count(sample, wav, tmp_path):
   def made(*flags):
     assert sample(f'--audio={wav}', f'--out={tmp_path}/o.mp4', *flags) == 0
@@ -116,7 +105,7 @@ def test_every_flag_arrives(binary, wav, tmp_path, tiny_file, monkeypatch):
   monkeypatch.setattr(
     talk,
     'make_video',
-    lambda _, job, settings, watch: jobs.append((job, settings)),
+    lambda _, job, settings, *rest: jobs.append((job, settings)) or [0.0],
   )
   flags = dict(audio=wav, image='i', text='t', out=f'{tmp_path}/o.mp4', seed=7)
   numbers = dict(audio=2.0, text=3.0, reference=4.0, joint=5.0, skip=6.0)
@@ -301,6 +290,10 @@ def test_flags_that_do_not_fit_together(sample, wav, tmp_path, one_error):
   for flags, said in (
     ([], 'give either --audio or --manifest'),
     ([f'--audio={wav}', f'--manifest={manifest}'], 'give either'),
+    ([f'--audio={wav}', '--text_to_speech=a'], 'give either'),
+    ([f'--manifest={manifest}', '--stream=-'], '--stream shows one video'),
+    (['--request=a'], '--request: needs --script_endpoint, or $OPENAI'),
+    (['--text_to_speech=a', '--speech_engine=say'], '--speech_engine=say: giv'),
     ([f'--manifest={manifest}', '--text=red'], '--text goes with --audio'),
     ([f'--manifest={tmp_path}/no'], 'no: no such file'),
     ([f'--manifest={tmp_path}'], 'is no text that can be read'),
@@ -309,61 +302,24 @@ def test_flags_that_do_not_fit_together(sample, wav, tmp_path, one_error):
     assert said in one_error()
 
 
-@pytest.mark.parametrize(
-  ('text', 'said'),
-  [
-    ('{"audio": "a", "out": "b.mp4"}\n\n{"audio": ', ':3: is not JSON'),
-    ('["a", "b.mp4"]', ':1: must be a JSON object'),
-    ('{"audio": "a", "ouT": "b"}', ":1: unknown key 'ouT'; there are audio"),
-    ('{"audio": "a"}', ":1: lacks 'out'"),
-    ('{"out": "a.mp4", "audio": ""}', ":1: lacks 'audio'"),
-    ('{"audio": 3, "out": "b"}', ':1: audio must be a string, not 3'),
-    (
-      '{"audio": "a", "out": "b"}\n{"audio": "c", "out": "b"}',
-      ":2: out 'b' is that of line 1",
-    ),
-    ('\n', ': holds no job'),
-    ('{"audio": "a", "out": "b.avi"}', '--out=b.avi: the video is an .mp4'),
-  ],
-)
-def test_mistakes_in_a_manifest_name_the_line(
-  sample, tmp_path, one_error, text, said
+def test_words_and_requests_become_videos(
+  sample, face, tmp_path, capsys, chat, talker
 ):
-  path = tmp_path / 'jobs.jsonl'
-  path.write_text(text)
-  assert sample(f'--manifest={path}') == 1
-  assert said in one_error()
-
-
-def test_a_manifest_that_is_not_text(sample, tmp_path, one_error):
-  (tmp_path / 'jobs').write_bytes(b'\xff\xfe\x00')
-  assert sample(f'--manifest={tmp_path}/jobs') == 1
-  assert 'is no text that can be read' in one_error()
-
-
-def test_a_bad_job_does_not_stop_the_others(
-  sample, wav, face, tmp_path, capsys
-):
-  rows = [
-    {'audio': str(wav), 'out': f'{tmp_path}/1.mp4', 'image': str(face)},
-    {'audio': f'{tmp_path}/none.wav', 'out': f'{tmp_path}/2.mp4'},
-    {'audio': str(wav), 'out': f'{tmp_path}/3.mp4', 'text': 'a\u2028b'},
-    {'audio': str(wav), 'out': f'{tmp_path}/4.mp4', 'image': None},
-  ]
-  path = tmp_path / 'jobs.jsonl'
-  lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-  path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
-  assert sample(f'--manifest={path}') == 1
-  said = capsys.readouterr()
-  errors = [x for x in said.err.splitlines() if x.startswith('error: ')]
-  assert errors == [
-    f'error: {tmp_path}/2.mp4: {tmp_path}/none.wav: no such file',
-    'error: 1 of 4 videos were not made, see above',
-  ]
-  made = [tmp_path / f'{n}.mp4' for n in (1, 3, 4)]
-  assert sorted(tmp_path.glob('*.mp4')) == made
-  # Different faces, different texts.
-  assert len({p.read_bytes() for p in made}) == 3
+  flags = [f'--image={face}', f'--speech_engine={talker}']
+  out = tmp_path / 'o.mp4'
+  assert sample('--text_to_speech=ab cd', f'--out={out}', *flags) == 0
+  assert len(media.read_video(out).frames) == 5  # 40 ms a letter
+  assert f'{out}: read ' in capsys.readouterr().out
+  chat.answers.append(chat.good(script='abcdefghij'))
+  flags += [f'--script_endpoint={chat.url}', '--script_model=m']
+  assert sample('--request=greet', f'--out={out}', *flags) == 0
+  assert len(media.read_video(out).frames) == 10
+  said = capsys.readouterr().out
+  assert said.startswith(
+    'it says: abcdefghij\nit shows: An old man. He smiles.'
+  )
+  assert 'reads 8 bytes of text, not the 44 of the prompt: it is left' in said
+  assert chat.asked[0]['messages'][1]['content'][0]['text'] == 'greet'
 
 
 def test_stages_add_up_and_compiling_is_told_apart():
