@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 PARITY := .venv-parity
-EXTRAS := test,tts,eval
+EXTRAS := test,tts,eval,serve,quantise
 comma := ,
 WORKERS ?= 2
 PYTEST_ARGS ?=
