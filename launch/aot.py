@@ -12,6 +12,7 @@ does not fit, and says what would.
 
 from collections.abc import Callable, Iterator
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -63,6 +64,8 @@ def main(_: list[str]) -> None:
     config = json.loads(_CONFIG.value.to_json())
     with dumped(_CYCLES.value) as cycles:
       report = analyse(config, _TOPOLOGY.value, cycles, _EXPORT.value)
+    name = config_flags.get_config_filename(flags.FLAGS['config'])
+    report = dataclasses.replace(report, title=f'{name} on {_TOPOLOGY.value}')
     if _REPORT.value:
       pathlib.Path(_REPORT.value).write_text(report.page())
     print(report.line() if _JSON.value else report.text())

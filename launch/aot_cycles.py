@@ -81,7 +81,7 @@ class Kernel:
   """A parsed schedule."""
 
   bundles: Sequence[Sequence[Op]]
-  regions: Mapping[str, int]  # name -> the bundle it starts at
+  regions: Mapping[str, int]  # name -> its first bundle, but for the end's
   matmuls: Sequence[Mapping[str, int]]  # per bundle, rows pushed to each MXU
   core_symbols: frozenset[str]  # where the number of the core is read
 
@@ -90,20 +90,21 @@ class Kernel:
 class Cycles:
   """What one execution of a kernel takes on its slowest core, in clocks.
 
-  `unknown` names branches, sizes and loops that depend on data: bodies were
-  counted as executed, loops as one round. Not empty: `cycles` is no estimate.
+  `unknown` names loops and sizes that depend on data: not empty, `cycles` is no
+  estimate. Where only branches do, they go as if all data were zeros.
   """
 
   cycles: float
   waits: float  # for DMA
   matmul: float  # that the busiest matrix unit needs for its rows
   unknown: tuple[str, ...]
+  assumed: bool = False  # that some data are zeros
 
 
 def parse(text: str) -> Kernel:
   """Reads a `*-final_bundles.txt`."""
   bundles, regions, matmuls = [], {}, []
-  for raw in _raw_bundles(text):
+  for raw in _BUNDLE.split(text)[1:]:
     for comment in _COMMENT.findall(raw):
       for region in _REGION.findall(comment):
         regions.setdefault(region, len(bundles))
@@ -115,20 +116,13 @@ def parse(text: str) -> Kernel:
   )
 
 
-def _raw_bundles(text):
-  """The inside of the braces of each bundle, with the comments around it."""
-  starts = list(_BUNDLE.finditer(text))
-  ends = [match.start() for match in starts[1:]] + [len(text)]
-  for match, end in zip(starts, ends, strict=True):
-    yield text[match.end() : end]
-
-
 def _matmul_rows(code):
   rows = collections.Counter()
   for kind, unit in _MATMUL.findall(code):
-    known = [n for name, n in _ROWS.items() if f'.{name}' in kind]
-    if known:  # `.lmr` streams one register of eight rows again.
-      rows[unit] += 8 if '.lmr' in kind else known[0]
+    # `.lmr` streams one register of eight rows again.
+    known = [8] * ('.lmr' in kind)
+    known += [n for name, n in _ROWS.items() if f'.{name}' in kind]
+    rows[unit] += known[0] if known else 0
   return rows
 
 
@@ -215,23 +209,29 @@ def simulate(path: str | os.PathLike, chip: Chip) -> Cycles:
   """A dumped `*-final_bundles.txt` on the slowest of the device's cores."""
   with open(path, errors='replace') as file:
     kernel = parse(file.read())
-  cores = [Core(kernel, chip, core) for core in range(chip.cores)]
-  return max((core.run() for core in cores), key=lambda x: x.cycles)
+
+  def run(data):
+    cores = [Core(kernel, chip, n, data).run() for n in range(chip.cores)]
+    return max(cores, key=lambda x: x.cycles)
+
+  found = run(None)
+  if not found.assumed or found.unknown:
+    return found
+  return dataclasses.replace(run(0), assumed=True)
 
 
 class Core:
-  """Executes the scalar slots of one core."""
+  """Executes the scalar slots of one core; `data` is what DMA brings them."""
 
-  def __init__(self, kernel: Kernel, chip: Chip, number: int):
-    self._kernel, self._chip = kernel, chip
+  def __init__(self, kernel: Kernel, chip: Chip, number: int, data: Value):
+    self._kernel, self._chip, self._data = kernel, chip, data
     self._registers = {}
     self._memory = {(symbol, 0): number for symbol in kernel.core_symbols}
     self._bytes_per_clock = chip.bandwidth / chip.cores / chip.clock
     self._clock, self._waits, self._engine = 0.0, 0.0, 0.0
     self._flights = collections.defaultdict(collections.deque)
-    self._unknown, self._goto = {}, None
-    # How often each bundle was reached, as differences.
-    self._visits = [0] * (len(kernel.bundles) + 1)
+    self._unknown, self._assumed, self._goto = {}, False, None
+    self._visits = [0] * (len(kernel.bundles) + 1)  # as differences
 
   def run(self) -> Cycles:
     bundles, visits = self._kernel.bundles, self._visits
@@ -268,7 +268,8 @@ class Core:
     matmul = max(rows.values(), default=0) / self._chip.mxu_rows
     flights = [end for queue in self._flights.values() for end in queue]
     end = max([self._clock, matmul + self._waits, *flights])
-    return Cycles(end, self._waits, matmul, tuple(self._unknown))
+    unknown = tuple(self._unknown)
+    return Cycles(end, self._waits, matmul, unknown, self._assumed)
 
   def _execute(self, ops, at):
     """Reads all slots, then writes: slots of a bundle do not see each other."""
@@ -283,7 +284,7 @@ class Core:
         writes.append((self._registers, op.target, value))
       elif op.kind == 'load':
         known = holds and values[0] is not None
-        value = self._memory.get(values[0]) if known else None
+        value = self._memory.get(values[0], self._data) if known else None
         writes.append((self._registers, op.target, value))
       elif op.kind == 'store':
         writes.append((self._memory, values[0], values[1] if holds else None))
@@ -299,14 +300,13 @@ class Core:
       place[key] = value
 
   def _branch(self, op, holds, at):
-    target = self._kernel.regions.get(op.name)
-    if target is None:
-      self._unknown[f'region {op.name} is nowhere'] = None
-    elif holds is None:
-      what = 'loop' if target <= at else 'branch'
-      self._unknown[f'{what} to region {op.name}'] = None
-    else:
+    target = self._kernel.regions.get(op.name, len(self._kernel.bundles))
+    if holds:
       self._goto = target
+    elif target > at:
+      self._assumed = True
+    else:
+      self._unknown[f'loop to region {op.name}'] = None
 
   def _start(self, name, size, flag):
     if not isinstance(size, int):
@@ -345,7 +345,7 @@ class Core:
 
 
 def signed(x: int) -> int:
-  """The low 32 bits as a signed number."""
+  """Its low 32 bits."""
   x &= 0xFFFFFFFF
   return x - (1 << 32) if x >> 31 else x
 

@@ -92,10 +92,11 @@ class Report:
       + _figures(row.exposed * 1e3)
       for (op, how, group), row in _sorted(timeline.collectives)
     ]
-    yield (
-      'collectives, a step on one device',
-      [('', 'how', 'group', 'count', 'GB', 'ms', 'ms exposed'), *rows],
-    )
+    if rows:
+      yield (
+        'collectives, a step on one device',
+        [('', 'how', 'group', 'count', 'GB', 'ms', 'ms exposed'), *rows],
+      )
     for name, table in (
       ('Pallas kernels', timeline.kernels),
       ('what XLA made', timeline.fusions),
@@ -104,7 +105,8 @@ class Report:
         (row.count, *_figures(row.seconds * 1e3), name)
         for name, row in _sorted(table)[:TOP]
       ]
-      yield f'{name}, the longest', [('count', 'ms', ''), *rows]
+      if rows:
+        yield f'{name}, the longest', [('count', 'ms', ''), *rows]
 
   def _step(self):
     timeline = self.timeline
@@ -133,7 +135,11 @@ class Report:
     missing = [
       f'no time of {name}: {why}' for name, why in self.timeline.unknown.items()
     ]
-    return [*self.warnings, *missing]
+    assumed = [
+      f'branches of {name} that depend on data go as if they were zeros'
+      for name in sorted(self.timeline.assumed)
+    ]
+    return [*self.warnings, *missing, *assumed]
 
   def text(self) -> str:
     lines = [f'{self.title}: {self._what()}']
@@ -170,8 +176,8 @@ def _figures(*values: float) -> tuple[str, ...]:
 
 
 def _columns(rows):
-  """Aligned, the last column as it is."""
-  rows = [[str(x) for x in row] for row in rows]
+  """Aligned, without a heading of no words."""
+  rows = [[str(x) for x in row] for row in rows if any(row)]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   for row in rows:
     cells = [f'{x:<{n}}' for x, n in zip(row, widths, strict=True)]

@@ -86,6 +86,7 @@ class Timeline:
     estimated: And how many XLA's.
     unknown: Kernels without a time, and why; if there is one, `seconds` lacks
       it.
+    assumed: Pallas kernels with branches that go as if data were zeros.
   """
 
   seconds: float = 0.0
@@ -101,6 +102,7 @@ class Timeline:
   simulated: int = 0
   estimated: int = 0
   unknown: dict = dataclasses.field(default_factory=dict)
+  assumed: set = dataclasses.field(default_factory=set)
 
   @property
   def exposed(self) -> float:
@@ -322,6 +324,8 @@ class Walk:
       self.timeline.unknown[x.name] = 'its schedule was not dumped'
     elif found.unknown:
       self.timeline.unknown[x.name] = ', '.join(found.unknown)
+    elif found.assumed:
+      self.timeline.assumed.add(x.name)
     seconds = found.cycles / self._chip.clock if found else 0.0
     row = self.timeline.kernels[x.name]
     row.count += times

@@ -133,11 +133,43 @@ def test_a_counter_in_memory_is_followed(tmp_path):
   assert got.cycles == 3 + 3 * 8 and not got.unknown
 
 
+def test_a_branch_to_no_region_ends_the_kernel(tmp_path):
+  leave = '{ %9 = sbr.rel target = $region4 }'
+  rest = ['{ %v1 = vmov 0 }'] * 50
+  assert simulate(tmp_path, V5E, leave, *DELAY, *rest).cycles == 5
+
+
 def test_a_loop_that_depends_on_data_is_told(tmp_path):
   bundles = ('{ %s9_s9 = spop %33 }', *loop('%s9_s9', '{ %v1 = vmov 0 }'))
   got = simulate(tmp_path, V5E, *bundles)
   assert got.unknown == ('loop to region 7',)
   assert got.cycles == 2 + 8
+
+
+def test_a_branch_that_depends_on_data_goes_as_if_it_were_zero(tmp_path):
+  """What a prefetched array holds is not known; a loop over it is still."""
+
+  def choice(*rounds):
+    return simulate(
+      tmp_path,
+      V5E,
+      '{ %s8_s8 = sld [smem:[#allocation4]] }',
+      '{ %p5_p5 = scmp.ne.s32.totalorder %s8_s8, 0 }',
+      '{ %9 = sbr.rel (%p5_p5) target = $region3 }',
+      *DELAY,
+      *['{ %v1 = vmov 0 }'] * 50,  # of zero
+      '$3 { %p6_p6 = scmp.eq.s32.totalorder %s8_s8, 0 }',
+      '{ %9 = sbr.rel (%p6_p6) target = $region4 }',
+      *DELAY,
+      *['{ %v1 = vmov 0 }'] * 900,  # of another number
+      '$4 { %v1 = vmov 0 }',
+      *loop(*rounds),
+    )
+
+  got = choice('3', '{ %v1 = vmov 0 }')
+  assert got.assumed and not got.unknown
+  assert got.cycles == 3 + 4 + 50 + 2 + 4 + 1 + 1 + 3 * 8
+  assert choice('%s8_s8', '{ %v1 = vmov 0 }').unknown == ('loop to region 7',)
 
 
 INTEGERS = (-(2**31), -7, -1, 0, 1, 5, 31, 2**31 - 1)

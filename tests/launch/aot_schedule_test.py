@@ -143,6 +143,9 @@ def test_a_kernel_without_a_time_is_told():
   loops = Cycles(10, 0, 0, ('loop to region 7',))
   timeline = walk(program(KERNEL), cycles=lambda name, pallas: loops)
   assert timeline.unknown == {'flash.7': 'loop to region 7'}
+  masks = Cycles(10, 0, 0, (), assumed=True)
+  timeline = walk(program(KERNEL), cycles=lambda name, pallas: masks)
+  assert timeline.assumed == {'flash.7'} and not timeline.unknown
 
 
 def test_a_collective_on_the_sparse_core():
