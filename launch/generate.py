@@ -154,12 +154,14 @@ class Generator:
         'a checkpoint that was trained on them'
       )
     self._bundle = bundle
-    self._vae, self._model, self._params = Vae(vae), Mirage(model), bundle.dit
+    self._vae, self._model = Vae(vae), Mirage(model)
+    # Once: as numpy arrays they would go to the device at every step.
+    self._params = jax.tree.map(jnp.asarray, bundle.dit)
     self.quantised = quantised
     if quantised != quantise.NONE:
       try:
         self._model, self._params = quantise.quantise(
-          self._model, bundle.dit, quantised
+          self._model, self._params, quantised
         )
       except (ImportError, ValueError) as error:
         raise UserError(f'--quantise={quantised}: {error}') from error
