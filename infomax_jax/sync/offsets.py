@@ -35,11 +35,14 @@ class Verdict(NamedTuple):
 
 
 class Calibration(NamedTuple):
-  """A line through the logits of confidence, fitted by `calibrate`."""
+  """Confidence = sigmoid(bias + slope * height), fitted by `calibrate`.
+
+  By the height alone: an unseen face or voice gives fewer nats than those
+  trained on, but its peak stands out as much.
+  """
 
   bias: float
-  evidence: float
-  height: float
+  slope: float
 
 
 def products(
@@ -110,27 +113,27 @@ def judge(
   spread = max(float(evidence[away].std()), 1e-6)
   peak = float(evidence[best])
   height = (peak - float(evidence[away].mean())) / spread
-  logit = calibration.bias + calibration.evidence * peak
-  logit += calibration.height * height
+  logit = calibration.bias + calibration.slope * height
   confidence = 1 / (1 + np.exp(-np.clip(logit, -30, 30)))
   return Verdict(best - reach, peak, height, float(confidence), evidence)
 
 
 def calibrate(
-  together: Sequence[Verdict], apart: Sequence[Verdict], ridge: float = 1e-2
+  together: Sequence[Verdict], apart: Sequence[Verdict]
 ) -> Calibration:
   """Logistic regression of which verdicts are of pairs that belong together.
 
-  Both kinds weigh the same; Newton's method on a ridged likelihood.
+  Both kinds weigh the same. Targets are those of Platt (1999), short of 0 and
+  1 by what so few examples leave open; Newton's method.
   """
-  rows = [(1.0, v.evidence, v.height) for v in (*together, *apart)]
-  x = np.array(rows)
-  y = np.array([1.0] * len(together) + [0.0] * len(apart))
-  weight = np.where(y == 1, 0.5 / len(together), 0.5 / len(apart))
-  beta, penalty = np.zeros(3), ridge * np.diag([0.0, 1e-2, 1e-3])
+  x = np.array([(1.0, v.height) for v in (*together, *apart)])
+  yes, no = len(together), len(apart)
+  y = np.array([(yes + 1) / (yes + 2)] * yes + [1 / (no + 2)] * no)
+  weight = np.array([0.5 / yes] * yes + [0.5 / no] * no)
+  beta = np.zeros(2)
   for _ in range(50):
     p = 1 / (1 + np.exp(-np.clip(x @ beta, -30, 30)))
-    gradient = x.T @ (weight * (p - y)) + penalty @ beta
-    hessian = (x * (weight * p * (1 - p))[:, None]).T @ x + penalty
-    beta -= np.linalg.solve(hessian + 1e-9 * np.eye(3), gradient)
+    gradient = x.T @ (weight * (p - y))
+    hessian = (x * (weight * p * (1 - p))[:, None]).T @ x
+    beta -= np.linalg.solve(hessian + 1e-9 * np.eye(2), gradient)
   return Calibration(*map(float, beta))

@@ -258,7 +258,7 @@ def synthetic(rng, offset, related=True, noise=1.5):
 
 def test_the_judge_finds_planted_offsets_and_doubts_unrelated_sound():
   rng = np.random.default_rng(0)
-  blank = offsets.Calibration(0.0, 0.0, 0.0)
+  blank = offsets.Calibration(0.0, 0.0)
   verdict = lambda *args: offsets.judge(
     offsets.curve(synthetic(rng, *args), 12), blank
   )
