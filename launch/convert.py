@@ -88,7 +88,7 @@ def main(_: list[str]) -> None:
       count = verify(pathlib.Path(_VERIFY.value))
       print(f'{_VERIFY.value}: {count} tensors are as they were written')
       return
-    kind = flags.FLAGS['from'].value
+    kind = _FROM.value
     needed = {'from': kind, 'out': _OUT.value, 'input': _INPUT.value}
     if _FABRICATE.value:
       del needed['input']

@@ -13,7 +13,7 @@ FOLDERS = {
   't5': 'text_encoder',
 }
 _PLAIN = re.compile(r'(^|/)[^./]+\.safetensors(\.index\.json)?$')
-_ID = re.compile(r'^[\w.-]+/[\w.-]+(/[\w./-]+)?$')
+_ID = re.compile(r'^\w[\w.-]*/\w[\w.-]*(/[\w.-]+)*$')
 
 
 def is_id(text: str) -> bool:

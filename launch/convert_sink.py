@@ -23,7 +23,7 @@ from launch.convert_source import (
 )
 
 STEP = 'checkpoints/0'
-CHUNK = 32 << 20  # Bytes that one file of an Orbax array holds at most.
+CHUNK = 8 << 20  # Bytes that one file of an Orbax array holds at most.
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 

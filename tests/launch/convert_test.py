@@ -117,12 +117,12 @@ def test_orbax_restores_it_sharded(convert, mochi, params, tmp_path):
 
 def test_large_arrays_are_cut_as_meshes_cut_them(monkeypatch):
   spec = convert_sink.Spec((47, 3072, 2, 8192), np.dtype(np.float32), True)
-  assert convert_sink.chunks(spec) == [1, 1536, 2, 2048]
+  assert convert_sink.chunks(spec) == [1, 768, 2, 1024]
   whole = convert_sink.Spec((32128, 4096), np.dtype(np.float32))
-  assert np.prod(convert_sink.chunks(whole)) * 4 <= 32 << 20
+  assert np.prod(convert_sink.chunks(whole)) * 4 <= convert_sink.CHUNK
   assert convert_sink.chunks(convert_sink.Spec((), np.dtype('f4'))) == []
   odd = convert_sink.Spec((3**17,), np.dtype(np.float32))
-  assert np.prod(convert_sink.chunks(odd)) * 4 <= 32 << 20
+  assert np.prod(convert_sink.chunks(odd)) * 4 <= convert_sink.CHUNK
 
 
 def test_safetensors_hold_the_same(convert, mochi, params, tmp_path):
@@ -323,6 +323,47 @@ def test_memory_holds_a_few_tensors_only(convert, tmp_path):
     tracemalloc.stop()
   # The code's own objects take some, too.
   assert peak < 6 * largest + (5 << 20) < total
+
+
+def test_a_runs_average_comes_out(convert, params, tmp_path, one_error):
+  run = tmp_path / 'run'
+  state = {
+    'step': np.int32(7),
+    'params': jax.tree.map(np.zeros_like, params),
+    'ema': params,
+  }
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(run / 'checkpoints/7/state', state)
+  about = {'model': dataclasses.asdict(toys.MOCHI), 'seed': 0}
+  (run / 'config.json').write_text(json.dumps(about))
+  assert (run / 'checkpoints/7/state/manifest.ocdbt').exists()
+  out = tmp_path / 'out'
+  assert convert('mirage', run, out, '--to=safetensors') == 0
+  held = toys.read_folder(out)
+  assert_params({k.removeprefix('ema/'): v for k, v in held.items()}, params)
+  assert json.loads((out / 'config.json').read_text()) == about
+  # And from there to Orbax, and to diffusers.
+  assert convert('mirage', out, tmp_path / 'orbax', '--to=orbax') == 0
+  assert_params(checkpoint.restore_params(tmp_path / 'orbax')[1], params)
+  assert convert('mirage', out, tmp_path / 'theirs', '--to=diffusers') == 0
+  theirs = toys.read_folder(tmp_path / 'theirs')
+  layout = mochi_weights.diffusers(toys.MOCHI)
+  for name, tensor in names.save(layout, params).items():
+    np.testing.assert_array_equal(theirs[name], tensor)
+  (tmp_path / 'none').mkdir()
+  assert convert('mirage', tmp_path / 'none', tmp_path / 'x') == 1
+  assert 'is no --workdir of a run and no folder' in one_error()
+
+
+def test_large_arrays_move_in_parts(convert, params, tmp_path, monkeypatch):
+  monkeypatch.setattr('launch.convert_ours.SLAB', 500)
+  first, second = tmp_path / 'a', tmp_path / 'b'
+  source = toys.write_shards(tmp_path / 'in', toys.mochi_tensors())
+  convert('mochi', source, first, '--to=safetensors')
+  convert('mirage', first, second, '--to=orbax', '--dtype=float32')
+  assert_params(checkpoint.restore_params(second)[1], params)
+  manifest = json.loads((second / 'manifest.json').read_text())['tensors']
+  assert len(manifest['ema/pool/kv/kernel']['sha256']) == 16
 
 
 def test_flags_that_make_no_conversion(convert, binary, mochi, one_error):

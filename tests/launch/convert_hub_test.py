@@ -1,0 +1,116 @@
+"""What is read from a hub, and what is said when there is none."""
+
+import http.server
+import json
+import threading
+
+import pytest
+
+from launch import convert_hub
+from launch.errors import UserError
+
+COMMIT = 'c' * 40
+ASKED = []
+FILES = {
+  'README.md': b'hello',
+  'model_index.json': b'{}',
+  'transformer/config.json': b'{"num_layers": 1}',
+  'transformer/diffusion_pytorch_model.safetensors': b'weights',
+  'transformer/diffusion_pytorch_model.fp16.safetensors': b'half',
+  'vae/config.json': b'{}',
+}
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+  """As much of the hub's protocol as its client asks for."""
+
+  def answer(self):
+    path = self.path.split('?')[0]
+    ASKED.append(path)
+    if path == '/api/models/genmo/mochi/tree/main':
+      rows = [
+        {'type': 'file', 'path': name, 'size': len(data), 'oid': 'a' * 40}
+        for name, data in FILES.items()
+      ]
+      return (
+        200,
+        json.dumps(rows).encode(),
+        {'Content-Type': 'application/json'},
+      )
+    name = path.removeprefix('/genmo/mochi/resolve/main/')
+    if name in FILES:
+      headers = {'ETag': f'"{name.replace("/", "-")}"', 'X-Repo-Commit': COMMIT}
+      return 200, FILES[name], headers
+    return 404, b'{}', {'X-Error-Code': 'RepoNotFound'}
+
+  def do_GET(self):
+    code, data, headers = self.answer()
+    self.send_response(code)
+    for key, value in (headers | {'Content-Length': len(data)}).items():
+      self.send_header(key, str(value))
+    self.end_headers()
+    if self.command == 'GET':
+      self.wfile.write(data)
+
+  do_HEAD = do_GET
+
+  def log_message(self, *_):
+    """Keeps quiet."""
+
+
+@pytest.fixture(scope='module')
+def hub():
+  server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub)
+  thread = threading.Thread(target=server.serve_forever, daemon=True)
+  thread.start()
+  yield f'http://127.0.0.1:{server.server_port}'
+  server.shutdown()
+  thread.join()
+  server.server_close()
+
+
+def test_only_what_is_needed_is_downloaded(hub, tmp_path):
+  folder = convert_hub.download('genmo/mochi', 'mochi', hub, str(tmp_path))
+  names = sorted(p.name for p in folder.iterdir())
+  assert names == ['config.json', 'diffusion_pytorch_model.safetensors']
+  weights = folder / 'diffusion_pytorch_model.safetensors'
+  assert weights.read_bytes() == b'weights'
+  asked = [path for path in ASKED if 'fp16' in path or 'README' in path]
+  assert not asked
+
+
+def test_a_file_or_folder_may_be_named(hub, tmp_path):
+  name = 'transformer/diffusion_pytorch_model.fp16.safetensors'
+  file = convert_hub.download(
+    f'genmo/mochi/{name}', 'mochi', hub, str(tmp_path)
+  )
+  assert file.read_bytes() == b'half'
+  with pytest.raises(UserError, match='no safetensors in vae .it has README'):
+    convert_hub.download('genmo/mochi/vae', 'mochi', hub, str(tmp_path))
+  with pytest.raises(UserError, match='the repository has no such file'):
+    convert_hub.download('genmo/mochi/x.safetensors', 't5', hub, str(tmp_path))
+
+
+def test_no_such_repository(hub, tmp_path):
+  with pytest.raises(UserError, match='genmo/none: is no local path') as error:
+    convert_hub.download('genmo/none', 'mochi', hub, str(tmp_path))
+  assert 'check the name and the network' in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+def test_a_hub_that_cannot_be_reached(tmp_path):
+  with pytest.raises(UserError, match='the hub did not give it') as error:
+    convert_hub.download('a/b', 'mochi', 'http://127.0.0.1:9', str(tmp_path))
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('text', ['a/b', 'genmo/mochi-1-preview/transformer'])
+def test_what_is_a_name_of_the_hub(text):
+  assert convert_hub.is_id(text)
+
+
+@pytest.mark.parametrize(
+  'text', ['a', '/a/b', './a/b', '../a/b', 'a//b', 'a b/c']
+)
+def test_what_is_none(text):
+  assert not convert_hub.is_id(text)
