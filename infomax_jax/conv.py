@@ -14,6 +14,7 @@ from jax import lax, numpy as jnp
 from jaxtyping import Array, Float
 
 SMALL = 7  # rows of an output on which 'auto' gathers windows into a matmul
+NARROW = 128  # channels of a window up to which its gradient is one matmul
 
 
 def convolve(
@@ -38,16 +39,46 @@ def convolve(
     )
     width, stride = width // stride, 1
   if (width, stride) == (1, 1):
-    return jnp.dot(x, kernel[0, 0])
+    return product(x, kernel[0, 0])
   rows = (x.shape[1] - width) // stride + 1
   if lowering == 'matmul' or (lowering == 'auto' and rows <= SMALL):
-    windows = [
-      x[:, i : i + stride * rows : stride, j : j + stride * rows : stride]
-      for i in range(width)
-      for j in range(width)
-    ]
     flat = einops.rearrange(kernel, 'h w c o -> (h w c) o')
-    return jnp.dot(jnp.concatenate(windows, -1), flat)
+    return product(jnp.concatenate(_windows(x, width, stride), -1), flat)
+  return _slide(x, kernel, stride)
+
+
+@jax.custom_vjp
+def product(
+  x: Float[Array, '*B I'], kernel: Float[Array, 'I O']
+) -> Float[Array, '*B O']:
+  """A matmul whose gradients need no transposed copy of x or of the output.
+
+  JAX's own rule for the kernel has XLA make one on CPUs, number by number: a
+  quarter of the step of a small encoder.
+  """
+  return jnp.dot(x, kernel)
+
+
+def _product_forward(x, kernel):
+  return jnp.dot(x, kernel), (x, kernel)
+
+
+def _product_backward(kept, dy):
+  x, kernel = kept
+  dx = lax.dot_general(dy, kernel, (((dy.ndim - 1,), (1,)), ((), ())))
+  return dx, _outer(x, dy)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def _outer(x, dy):
+  """Sum of x[..., i] dy[..., o] over all positions."""
+  x, dy = (a.reshape(-1, a.shape[-1]) for a in (x, dy))
+  return lax.dot_general(x, dy, (((0,), (0,)), ((), ())))
+
+
+def _compiled(x, kernel, stride):
   return lax.conv_general_dilated(
     x,
     kernel,
@@ -55,6 +86,47 @@ def convolve(
     'VALID',
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
   )
+
+
+# The compiler's convolution, on CPUs with our gradient of the kernel: theirs
+# copies the input with images for channels.
+_slide = jax.custom_vjp(_compiled, nondiff_argnums=(2,))
+
+
+def _slide_forward(x, kernel, stride):
+  return _compiled(x, kernel, stride), (x, kernel)
+
+
+def _slide_backward(stride, kept, dy):
+  x, kernel = kept
+  _, pull = jax.vjp(lambda x: _compiled(x, kernel, stride), x)
+
+  def native(x, dy):
+    _, pull = jax.vjp(lambda kernel: _compiled(x, kernel, stride), kernel)
+    return pull(dy)[0]
+
+  def by_windows(x, dy):
+    windows = _windows(x, len(kernel), stride)
+    if len(windows) * x.shape[-1] <= NARROW:
+      windows = [jnp.concatenate(windows, -1)]
+    outer = [_outer(window, dy) for window in windows]
+    return jnp.concatenate(outer).reshape(kernel.shape)
+
+  dkernel = lax.platform_dependent(x, dy, cpu=by_windows, default=native)
+  return pull(dy)[0], dkernel
+
+
+_slide.defvjp(_slide_forward, _slide_backward)
+
+
+def _windows(x, width, stride):
+  """x at each place of the kernel, by rows of the kernel."""
+  reach = ((x.shape[1] - width) // stride + 1) * stride
+  return [
+    x[:, i : i + reach : stride, j : j + reach : stride]
+    for i in range(width)
+    for j in range(width)
+  ]
 
 
 def average_pool(

@@ -224,6 +224,7 @@ def encode_views(
   variables: Any,
   one: Float[Array, 'B Y X C'],
   two: Float[Array, 'B Y X C'],
+  chunks: int = 1,
 ) -> tuple[Features, Features, Any]:
   """Trains on two views of each image by the same encoder, in one pass.
 
@@ -231,9 +232,16 @@ def encode_views(
   and the running statistics move twice. The views of an image go in next to
   each other, so that both stay on its device.
 
+  With several chunks, every chunks-th image is encoded at once, and once more
+  in the backward pass, where only these images' activations are in memory. The
+  features are of the whole batch, and so are the negatives of any loss on them;
+  but each chunk is normalised by itself and moves the running statistics.
+
   Returns:
     The features of both and the new 'batch_stats'.
   """
+  if chunks > 1:
+    return _encode_chunks(encoder, variables, (one, two), chunks)
   x = jnp.stack([one, two], 1).reshape(-1, *one.shape[1:])
   both, updates = encoder.apply(
     variables, x, train=True, views=2, mutable=['batch_stats']
@@ -242,3 +250,27 @@ def encode_views(
     lambda y: y.reshape(-1, 2, *y.shape[1:])[:, view], both
   )
   return split(0), split(1), updates.get('batch_stats', {})
+
+
+def _encode_chunks(encoder, variables, views, chunks):
+  # Not rows next to each other: these lie on one device.
+  def deal(x):
+    x = x.reshape(-1, chunks, *x.shape[1:]).swapaxes(0, 1)
+    axes = (None, 'batch', *(None,) * (x.ndim - 2))
+    return nn.with_logical_constraint(x, axes)
+
+  def gather(x):
+    x = x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+    return nn.with_logical_constraint(x, ('batch', *(None,) * (x.ndim - 1)))
+
+  def encode(stats, views):
+    own = {'params': variables['params'], 'batch_stats': stats}
+    one, two, stats = encode_views(encoder, own, *views)
+    return stats, (one, two)
+
+  stats, both = jax.lax.scan(
+    jax.checkpoint(encode, prevent_cse=False),
+    variables['batch_stats'],
+    jax.tree.map(deal, views),
+  )
+  return *jax.tree.map(gather, both), stats

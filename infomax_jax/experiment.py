@@ -18,6 +18,7 @@ import optax
 
 from infomax_jax import augment, config as config_lib, data, heads, objective
 from infomax_jax.encoder import Encoder, encode_views
+from infomax_jax.optimizer import OptimizerConfig, optimizer
 
 # Parameters are replicated: even the largest encoder fits a device many times,
 # and what crosses devices is the batch.
@@ -54,43 +55,6 @@ class TrainState:
   opt_state: Any
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-  """Adam as in the authors' code: L2 is part of the gradient.
-
-  Attributes:
-    learning_rate: After the warm-up.
-    warmup_steps: Updates of linear rise.
-    milestones: Updates after which the rate falls to a fifth.
-    b1: Decay of the first moment.
-    b2: Decay of the second moment.
-    l2: Times each parameter, norms and biases too, added to its gradient.
-  """
-
-  learning_rate: float = 2e-4
-  warmup_steps: int = 500
-  milestones: tuple[int, ...] = ()
-  b1: float = 0.8
-  b2: float = 0.999
-  l2: float = 1e-5
-
-
-def optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
-  """The authors' optimizer and schedule (their train.py)."""
-  falls = optax.piecewise_constant_schedule(
-    cfg.learning_rate, {step: 0.2 for step in cfg.milestones}
-  )
-
-  def schedule(count):
-    return falls(count) * jnp.minimum(1, (count + 1) / cfg.warmup_steps)
-
-  return optax.chain(
-    optax.add_decayed_weights(cfg.l2),
-    optax.scale_by_adam(cfg.b1, cfg.b2),
-    optax.scale_by_learning_rate(schedule),
-  )
-
-
 def init(key, *, encoder, classifiers, tx):
   """Fresh state."""
   key_encoder, key_heads = jax.random.split(key)
@@ -107,12 +71,14 @@ def _variables(params, stats, name):
   return {'params': params[name], 'batch_stats': stats[name]}
 
 
-def losses(params, stats, batch, key, *, encoder, classifiers, recipe, cfg):
+def losses(
+  params, stats, batch, key, *, encoder, classifiers, recipe, cfg, chunks=1
+):
   """The sum of all losses; (metrics, new running statistics)."""
   key_locations, key_dropout = jax.random.split(key)
   views = [augment.normalize(batch[v], recipe) for v in ('view1', 'view2')]
   one, two, encoder_stats = encode_views(
-    encoder, _variables(params, stats, 'encoder'), *views
+    encoder, _variables(params, stats, 'encoder'), *views, chunks
   )
   locations = objective.draw_locations(key_locations, one, two, cfg)
   loss, metrics = objective.infomax(one, two, locations, cfg)
@@ -195,6 +161,7 @@ def make(config: Mapping[str, Any]) -> Experiment:
 
   Raises:
     ValueError: a key is unknown or missing, or sizes do not fit together.
+      `chunks`, of `encode_views`, may be missing: 1.
     FileNotFoundError: no images at data.train or data.eval (from `dataset`).
   """
   source = config_lib.build(data.DataConfig, config['data'])
@@ -214,12 +181,17 @@ def make(config: Mapping[str, Any]) -> Experiment:
     )
   models = dict(encoder=encoder, classifiers=classifiers, recipe=recipe)
   size, seed = config['batch_size'], config['seed']
+  chunks = config.get('chunks', 1)
+  if chunks < 1 or size % chunks:
+    raise ValueError(f'chunks {chunks} does not divide batch_size {size}')
   return Experiment(
     init=functools.partial(
       init, encoder=encoder, classifiers=classifiers, tx=tx
     ),
     train_step=functools.partial(
-      train_step, loss_fn=functools.partial(losses, cfg=cfg, **models), tx=tx
+      train_step,
+      loss_fn=functools.partial(losses, cfg=cfg, chunks=chunks, **models),
+      tx=tx,
     ),
     dataset=lambda: data.views(splits.train, source, size, seed),
     eval_step=functools.partial(eval_step, **models),

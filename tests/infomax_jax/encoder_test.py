@@ -1,5 +1,7 @@
 """Encoders against the authors' activations, and what a user may do wrong."""
 
+import functools
+
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
@@ -194,18 +196,30 @@ def test_lowerings_agree(rows, width, stride):
   x = jax.random.normal(keys[0], (2, rows, rows, 3))
   kernel = jax.random.normal(keys[1], (width, width, 3, 4))
 
+  def plain(x, kernel):
+    layout = ('NHWC', 'HWIO', 'NHWC')
+    return jax.lax.conv_general_dilated(
+      x, kernel, (stride,) * 2, 'VALID', dimension_numbers=layout
+    )
+
   @jax.jit
   def outputs(x, kernel):
-    lowerings = ('native', 'auto', 'matmul')
-    maps = [conv.convolve(x, kernel, stride, name) for name in lowerings]
+    ways = [plain]
+    for name in ('native', 'auto', 'matmul'):
+      ways.append(lambda x, kernel, n=name: conv.convolve(x, kernel, stride, n))
+    maps = []
+    for way in ways:
+      y, pull = jax.vjp(way, x, kernel)
+      maps.append((y, *pull(jnp.sin(y))))
     if width % stride:
       return maps, None, None
     want = nn.avg_pool(x, (width,) * 2, (stride,) * 2)
     return maps, want, conv.average_pool(x, width, stride)
 
   (want, *others), pooled, mean = outputs(x, kernel)
-  for got in others:
-    np.testing.assert_allclose(got, want, atol=1e-4)
+  for got in others:  # The map, and the gradients of input and kernel.
+    for a, b in zip(got, want, strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
   if pooled is not None:
     np.testing.assert_allclose(mean, pooled, atol=1e-6)
 
@@ -231,3 +245,49 @@ def test_statistics_are_those_of_torch():
   stats = updates['batch_stats']
   np.testing.assert_allclose(stats['mean'], mean, rtol=1e-5)
   np.testing.assert_allclose(stats['var'], var, rtol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def chunked():
+  """Features, statistics and gradient in two chunks, and of each by itself."""
+  model = encoder.Encoder(config.EncoderConfig(32, 4, 32, 2))
+  rng = np.random.default_rng(0)
+  one, two = rng.standard_normal((2, 8, 32, 32, 3)).astype('f')
+  made = nn.unbox(jax.jit(model.init)(jax.random.key(0), one[:2]))
+  params = jax.tree.map(
+    lambda x: x + 0.05 * rng.standard_normal(x.shape).astype('f'),
+    made['params'],
+  )
+
+  def loss(params, chunks):
+    variables = made | {'params': params}
+    if chunks == 2:
+      a, b, stats = encoder.encode_views(model, variables, one, two, 2)
+      both = jax.tree.map(lambda x: jnp.stack([x[::2], x[1::2]]), (a, b))
+    else:
+      parts, stats = [], made['batch_stats']
+      for i in range(2):
+        variables = {'params': params, 'batch_stats': stats}
+        part = encoder.encode_views(model, variables, one[i::2], two[i::2])
+        *part, stats = part
+        parts.append(tuple(part))
+      both = jax.tree.map(lambda *x: jnp.stack(x), *parts)
+    # Every image meets every other, as negatives do.
+    meet = lambda x: jnp.square(jnp.einsum('...c->c', jnp.sin(x))).mean()
+    return sum(map(meet, jax.tree.leaves(both))), (both, stats)
+
+  run = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+  return run(params, 2), run(params, 1)
+
+
+def test_chunks_have_the_features_and_norms_of_their_own_images(chunked):
+  ((_, got), _), ((_, want), _) = chunked
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+  jax.tree.map(close, got, want)
+
+
+def test_chunks_share_one_loss(chunked):
+  ((loss, _), got), ((want_loss, _), want) = chunked
+  np.testing.assert_allclose(loss, want_loss, rtol=1e-4)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(b).max() + 1e-5)

@@ -105,3 +105,8 @@ def test_sizes_that_differ_are_refused():
   config = CONFIG | {'data': CONFIG['data'] | {'size': 64}}
   with pytest.raises(ValueError, match='views are of 64 pixels'):
     experiment.make(config)
+
+
+def test_chunks_that_do_not_divide_the_batch_are_refused():
+  with pytest.raises(ValueError, match='chunks 3 does not divide batch_size 8'):
+    experiment.make(CONFIG | {'chunks': 3})
