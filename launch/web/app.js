@@ -181,7 +181,7 @@ async function toggleMic() {
   if (recorder.active) return recorder.stop();
   complain(null);
   try {
-    await recorder.start(facts.limits.seconds);
+    await recorder.start(facts.limits.seconds - 0.5);
     $('mic').setAttribute('aria-pressed', 'true');
     $('mic-says').textContent = 'Stop';
   } catch {
