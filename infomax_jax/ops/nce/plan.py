@@ -10,6 +10,8 @@ import jax
 
 from infomax_jax.ops.nce.reference import LARGEST_CLIP
 
+TILE = 8  # rows of a TPU's arrays in memory
+
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
@@ -65,7 +67,7 @@ def make(
   Raises:
     ValueError: The kernels cannot do it; names what can.
   """
-  batch, _, dim = shape
+  batch, kinds, dim = shape
   kernels.tile_limit(dim, dtype)
   if clip is None or clip > LARGEST_CLIP:
     raise ValueError(
@@ -80,10 +82,21 @@ def make(
       f'nce {kernels.name!r} divides {batch} images among {devices} devices, '
       f"which leaves {batch % devices}; change batch_size or use nce 'xla'."
     )
-  local = batch // devices
-  most = min(max(1, block // devices), local)
-  images = max(n for n in range(1, most + 1) if local % n == 0)
+  images = _images(batch // devices, kinds, max(1, block // devices))
   return Plan(kernels, clip, axes, devices, _cores(mesh), images)
+
+
+def _images(local, kinds, most):
+  """How many of a device's images give their sources to a chunk.
+
+  Whole tiles of sources if it can be, be they more than `most`: of parts of
+  tiles XLA makes no gathering but a sum over all devices, with zeros.
+  """
+  divisors = [n for n in range(1, local + 1) if local % n == 0]
+  whole = [n for n in divisors if n * kinds % TILE == 0]
+  if whole:
+    return max((n for n in whole if n <= most), default=whole[0])
+  return max(n for n in divisors if n <= most)
 
 
 def _batch_axes(mesh):

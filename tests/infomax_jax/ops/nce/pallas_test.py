@@ -140,8 +140,8 @@ def test_targets_in_tiles_and_a_device_of_two_cores(monkeypatch, cores):
   ],
 )
 def test_the_mesh_does_not_change_sums_and_gradients(count):
-  """In chunks of one image of each device, the next one under way."""
-  args = draw(32, 2, 3, 128)
+  """In three chunks, the next one under way."""
+  args = draw(96, 2, 3, 128)
   mesh = jax.make_mesh(
     (count,),
     ('data',),
@@ -152,7 +152,7 @@ def test_the_mesh_does_not_change_sums_and_gradients(count):
   shardings = (divided, divided, divided, NamedSharding(mesh, P()))
   placed = jax.device_put(args, shardings)
   with jax.set_mesh(mesh), nn.logical_axis_rules((('batch', 'data'),)):
-    got = jax.jit(functools.partial(sums.__wrapped__, block=8))(placed)
+    got = jax.jit(functools.partial(sums.__wrapped__, block=32))(placed)
   assert_close(got, exact(*args), 2e-6)
   if count > 1:
     assert all(got[i].sharding.spec[0] == 'data' for i in (0, 2, 3))
