@@ -116,7 +116,7 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     if match := _COMPUTATION.match(line):
       current = computations[match[2]] = []
       entry = match[2] if match[1] else entry
-    elif line.startswith('}'):
+    elif line.rstrip() == '}':  # Attributes of several lines have '}}, ...'.
       current = None
     elif current is not None and _INSTRUCTION.match(line):
       current.append(line)

@@ -120,9 +120,12 @@ def test_the_slower_branch_counts():
   assert walk(program(line, others=others)).seconds == pytest.approx(3e-6)
 
 
+# Attributes of Pallas kernels go over several lines.
 KERNEL = (
   '  %flash.7 = bf16[8,128]{1,0} custom-call(%p), '
-  'custom_call_target="tpu_custom_call", operand_layout_constraints={}'
+  'custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={\n'
+  '"xprof_metadata":"{\\"block_q\\": 1024}"\n'
+  '}}, metadata={op_name="jit(step)/flash"}'
 )
 
 
