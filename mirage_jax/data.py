@@ -117,11 +117,12 @@ class LatentConfig:
     train: Folder of `latents` shards.
     eval: Folder of held-out `latents` shards.
     num_chunks: 25-frame chunks in a window.
-    text_length: Bytes of a caption that count.
+    text_length: Bytes of a caption that count, or tokens of its features.
     past: Latents before the window given as clean reference tokens, so that
       long videos can go on from them; 0 for none.
     drop_past: Share of the windows with a past that go without.
-    augment: Change voices, levels and noise of the audio.
+    augment: Change voices, levels and noise of the audio; of an encoder's
+      features, only choose among the voices they were made of.
   """
 
   train: str
@@ -139,7 +140,8 @@ def latent_window(record, rng: np.random.Generator, *, cfg: LatentConfig):
   Returns:
     video [F Y X C]; reference [1 + past, Y X C] with reference_time and
     reference_mask: first an image of the same clip from outside the window,
-    then the latents that lead up to it; audio [N Ca]; text and text_mask [L].
+    then the latents that lead up to it; audio [N Ca]; text, ids [L] or, if
+    `launch.features` has put them there, features [L Ct]; text_mask [L].
   """
   latents, first_frame = _pick_offset(record, rng, cfg.num_chunks)
   room = len(latents) // CHUNK_LATENTS - cfg.num_chunks
@@ -156,18 +158,28 @@ def latent_window(record, rng: np.random.Generator, *, cfg: LatentConfig):
   variants = record['audio'] if cfg.augment else record['audio'][:1]
   audio = variants[rng.integers(len(variants))][start : start + num_frames]
   audio = audio.astype(np.float32)
-  if cfg.augment:
+  if cfg.augment and 'front_end' not in record:  # It works on log-mel only.
     audio = augment.augment_features(audio, rng)
-  ids, text_mask = text.byte_ids(str(record['caption']), cfg.text_length)
+  words, text_mask = _text(record, cfg.text_length)
   return dict(
     video=video.astype(np.float32),
     reference=np.concatenate([image[None], past]).astype(np.float32),
     reference_time=reference_times(seconds, cfg.past),
     reference_mask=np.array([True] + [has_past] * cfg.past),
     audio=audio,
-    text=ids,
+    text=words,
     text_mask=text_mask,
   )
+
+
+def _text(record, length):
+  """Features of the caption, padded with zeros, or ids of its bytes."""
+  if 'text' not in record:
+    return text.byte_ids(str(record['caption']), length)
+  found = record['text'][:length]
+  words = np.zeros((length, found.shape[1]), np.float32)
+  words[: len(found)] = found
+  return words, np.arange(length) < len(found)
 
 
 def reference_times(seconds: float, past: int) -> np.ndarray:

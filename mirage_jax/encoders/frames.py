@@ -6,16 +6,18 @@ middle of its frame, where each feature stands for the middle of what its
 convolutions see. Nothing drifts then, however long the sound.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax import numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
 from mirage_jax import audio
 from mirage_jax.encoders import wav2vec2, whisper
 
+Layers = int | Sequence[int | None] | None
 FRAME = audio.RATE // audio.TOKEN_RATE  # Samples of one video frame.
 
 
@@ -56,7 +58,7 @@ class Wav2Vec2Features:
     self,
     cfg: wav2vec2.Wav2Vec2Config,
     params: Mapping[str, Any],
-    layer: int | None = None,
+    layer: Layers = None,
   ):
     """Makes a front end.
 
@@ -64,8 +66,9 @@ class Wav2Vec2Features:
       cfg: The model.
       params: Its parameters, see `names.load`.
       layer: Hidden state to take: 0 is the blocks' input; None for the output.
+        Several stand side by side in a token.
     """
-    self.dim = cfg.width
+    self.dim = cfg.width * len(_listed(layer))
     self._cfg = cfg
     self._encode = _encoder(wav2vec2.Wav2Vec2(cfg), params, layer)
 
@@ -80,7 +83,14 @@ class Wav2Vec2Features:
     if cfg.normalize and len(wave):
       wave = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)
     wave = np.pad(wave, (0, count - len(wave))).astype(np.float32)
-    features = self._encode(wave)
+    if cfg.stable:
+      # Whole seconds compile once; what the mask hides has no influence here.
+      room = -(-count // audio.RATE) * audio.RATE
+      mask = np.arange(room) < count
+      wave = np.pad(wave, (0, room - count))
+      features = self._encode(wave, mask[None])[: cfg.num_features(count)]
+    else:
+      features = self._encode(wave)
     return resample(features, num_frames, cfg.stride, (cfg.field - 1) / 2)
 
 
@@ -124,18 +134,25 @@ class WhisperFeatures:
 
 
 def _encoder(
-  module: Any, params: Mapping[str, Any], layer: int | None
-) -> Callable[[np.ndarray], np.ndarray]:
+  module: Any, params: Mapping[str, Any], layer: Layers
+) -> Callable[..., np.ndarray]:
   """One clip's input to its features; compiles once per length."""
+  layers = _listed(layer)
+  inner = any(k is not None for k in layers)
 
   @jax.jit
-  def encode(params: Any, x: Float[Array, '...']) -> Float[Array, 'T C']:
+  def encode(params: Any, x: Float[Array, '...'], *mask) -> Float[Array, 'T C']:
     output, hidden = module.apply(
-      {'params': params}, x[None], hidden=layer is not None
+      {'params': params}, x[None], *mask, hidden=inner
     )
-    return (output if layer is None else hidden[layer])[0]
+    picked = [output if k is None else hidden[k] for k in layers]
+    return jnp.concatenate(picked, axis=-1)[0]
 
-  return lambda x: np.asarray(encode(params, x), np.float32)
+  return lambda x, *mask: np.asarray(encode(params, x, *mask), np.float32)
+
+
+def _listed(layer: Layers) -> tuple[int | None, ...]:
+  return tuple(layer) if isinstance(layer, Sequence) else (layer,)
 
 
 def _checked(wave):
