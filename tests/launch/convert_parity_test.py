@@ -207,7 +207,7 @@ def tiny_strangers():
 
 
 def test_other_video_models_are_known_by_name():
-  for name, model in tiny_strangers():
+  for name, model in (*tiny_strangers(), *tiny_vaes()):
     found = convert_strangers.models(model.state_dict())
     assert len(found) == 1 and found[0].startswith(name), (name, found)
 
