@@ -64,6 +64,8 @@ def main(argv: list[str]) -> None:
     errors = [row['error'] for row in rows if 'error' in row]
     if len(rows) == 1 and errors:
       raise UserError(errors[0])
+    for error in errors:
+      print(error, file=sys.stderr)
     if errors:
       raise UserError(f'{len(errors)} of {len(rows)} files were not judged')
 
@@ -106,13 +108,15 @@ def sentence(row: dict) -> str:
 
 
 def table(rows: list[dict]) -> rich.table.Table:
-  """All rows; an error takes the place of the numbers."""
-  out = rich.table.Table('file', box=None)
+  """All rows; those of errors are empty."""
+  out = rich.table.Table(
+    rich.table.Column('file', overflow='fold'), box=None, pad_edge=False
+  )
   for name in ('offset', 'ms', 'confidence', 'nats a frame', 'seconds'):
-    out.add_column(name, justify='right')
+    out.add_column(name, justify='right', no_wrap=True)
   for row in rows:
     if 'error' in row:
-      out.add_row(row['file'], row['error'].removeprefix(f'{row["file"]}: '))
+      out.add_row(row['file'], *'-----')
       continue
     out.add_row(
       row['file'],

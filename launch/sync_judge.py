@@ -193,7 +193,7 @@ def parts(
 
 
 def count_parts(path: str | os.PathLike) -> int:
-  """How many `parts` there are, as far as the file's header tells; 1 or more."""
+  """How many `parts` there are, as far as the header tells; 1 or more."""
   with media.container.opened(path) as source:
     stream = source.video()
     length = (stream and stream.container.duration) or 0

@@ -48,7 +48,7 @@ class Calibration(NamedTuple):
 def products(
   sound: Float[Array, '*B T C'], sight: Float[Array, '*B T C'], clip: float
 ) -> Float[Array, '*B T T']:
-  """Scores of every frame's sound (rows) with every frame's sight, as trained."""
+  """Scores of every frame's sound (rows) with every frame's sight."""
   raw = jnp.einsum('...tc,...uc->...tu', sound, sight)
   return clip * jnp.tanh(raw / (clip * sound.shape[-1] ** 0.5))
 

@@ -1,5 +1,6 @@
 """launch.sync on videos made here, with a tiny judge of random weights."""
 
+import io
 import json
 import pathlib
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich import console
 
 from infomax_jax.sync import Sync, SyncConfig, log_mel, mouth_frames
 from infomax_jax.sync.offsets import Calibration
@@ -178,6 +180,21 @@ def test_one_file_gives_a_sentence_and_many_a_table(
   assert run(binary, *args, '--json', one, silent) == 1
   rows = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
   assert rows[0] == row and 'is silent' in rows[1]['error']
+
+
+def test_the_table_keeps_whole_names(binary):
+  name = 'a/very/long/folder/of/many/' * 3 + 'clip.mp4'
+  row = dict(
+    offset=-3, milliseconds=-120, confidence=0.5, evidence=1, seconds=2
+  )
+  text = io.StringIO()
+  with binary('sync').loaded() as module:
+    shown = module.table([{'file': name} | row, {'file': 'b', 'error': 'why'}])
+    console.Console(file=text, width=80).print(shown)
+  lines = text.getvalue().splitlines()
+  assert ''.join(line.split()[0] for line in lines[1:-1]) == name
+  assert lines[1].split()[1:] == ['-3', '-120', '0.50', '1.00', '2.0']
+  assert lines[-1].split() == ['b', *'-----']
 
 
 def run(binary, *args):
