@@ -1,0 +1,156 @@
+"""Flash attention for TPUs in Pallas: padding, masks, and the two kernels.
+
+FlashAttention (arXiv 2205.14135, 2307.08691) for non-causal attention over
+joined streams. Where no score can overflow, which normalised queries and keys
+make certain, there is no running maximum: softmax does not depend on what is
+subtracted, and floating point keeps its relative precision at any size.
+"""
+
+import functools
+import math
+
+import jax
+from jax import numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float
+
+from mirage_jax.ops.attention import tpu_backward, tpu_blocks, tpu_forward
+
+# Scores are log2 of weights. With |score| <= 80 a sum of 2 ** 30 weights and
+# the largest possible product with values are far from float32's 2 ** 128.
+BOUND = 80.0
+DTYPES = ('bfloat16', 'float32')
+
+
+def attention(
+  q: Float[Array, 'B T H D'],
+  k: Float[Array, 'B S H D'],
+  v: Float[Array, 'B S H D'],
+  mask: Bool[Array, 'B S'] | None = None,
+  *,
+  chip: str | None = None,
+  interpret=False,
+) -> Float[Array, 'B T H D']:
+  """See `api.attention`. Keeps only the output and one number per query.
+
+  Under a mesh of several devices, call it inside `jax.shard_map`.
+
+  Args:
+    q: Queries; D is 64, 128, 192 or 256.
+    k: Keys.
+    v: Values.
+    mask: True for keys that may be attended to. Blocks of keys without one are
+      skipped, and only those with some of both are masked.
+    chip: Whose blocks to take, see `tpu_blocks.CHIPS`; None for the chip that
+      is compiled for.
+    interpret: As of `pallas_call`, to run without a TPU.
+
+  Raises:
+    ValueError: The head dimension or a dtype is not supported, or the chip is
+      not known.
+  """
+  _check(q, k, v)
+  chip = tpu_blocks.chip() if chip is None else chip
+  plan = tpu_blocks.plan(
+    chip, q.shape[1], k.shape[1], q.shape[-1], q.dtype.itemsize
+  )
+  if mask is not None:
+    keep = mask[:, :, None, None]
+    k, v = (jnp.where(keep, x, jnp.zeros_like(x)) for x in (k, v))
+  heads = lambda x: jnp.swapaxes(x, 1, 2)
+  out = _attention(heads(q), heads(k), heads(v), mask, plan, interpret)
+  return heads(out)
+
+
+def _check(q, k, v):
+  dim = q.shape[-1]
+  if dim not in (64, 128, 192, 256):
+    raise ValueError(
+      f"attention 'tpu' has heads of 64, 128, 192 or 256, not {dim}; "
+      "'recompute' and 'reference' have any."
+    )
+  for name, x in dict(q=q, k=k, v=v).items():
+    if x.dtype.name not in DTYPES or x.dtype != q.dtype:
+      raise ValueError(
+        f"attention 'tpu' takes q, k and v all in one of {DTYPES}, but {name} "
+        f"is {x.dtype.name}; 'reference' takes any float."
+      )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _attention(q, k, v, mask, plan, interpret):
+  return _forward(q, k, v, mask, plan, interpret)[0]
+
+
+def _pad(x, length, axis):
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (0, length - x.shape[axis])
+  return x if widths[axis] == (0, 0) else jnp.pad(x, widths)
+
+
+def _states(used, block):
+  """Whether all, some or none of each block's keys are used; [B nk]."""
+  used = used.reshape(used.shape[0], -1, block)
+  return jnp.where(
+    jnp.all(used, axis=2),
+    tpu_forward.ALL,
+    jnp.where(jnp.any(used, axis=2), tpu_forward.SOME, tpu_forward.NONE),
+  ).astype(jnp.int32)
+
+
+def _largest_score(q, k):
+  """An upper bound of |score| in each sample (Cauchy-Schwarz); [B 1]."""
+
+  def largest(x):
+    squares = jnp.square(x.astype(jnp.float32))
+    return jnp.max(jnp.sum(squares, axis=-1), axis=-1)
+
+  return jnp.sqrt(jnp.max(largest(q) * largest(k), axis=1, keepdims=True))
+
+
+def _forward(q, k, v, mask, plan, interpret):
+  # exp2 is the hardware's; the factors cost nothing on the way in.
+  scale = jnp.asarray(math.log2(math.e) * q.shape[-1] ** -0.5, jnp.float32)
+  q = (q.astype(jnp.float32) * scale).astype(q.dtype)
+  batch, rows, keys = q.shape[0], q.shape[2], k.shape[2]
+  used = jnp.ones((batch, keys), bool) if mask is None else mask
+  used = _pad(used, plan.keys, 1)
+  # NaN compares as unbounded.
+  bounded = _largest_score(q, k) <= BOUND
+  states = [(~bounded).astype(jnp.int32), _states(used, plan.forward.k)]
+  out, lse = tpu_forward.attention(
+    _pad(q, plan.rows, 2),
+    _pad(k, plan.keys, 2),
+    _pad(v, plan.keys, 2),
+    jnp.concatenate(states, axis=1),
+    used.astype(jnp.float32),
+    blocks=plan.forward,
+    interpret=interpret,
+  )
+  out = checkpoint_name(out[:, :, :rows], 'attention')
+  lse = checkpoint_name(lse, 'attention')
+  return out, (q, k, v, used, out, lse)
+
+
+def _backward(plan, interpret, saved, do):
+  q, k, v, used, out, lse = saved
+  rows, keys = q.shape[2], k.shape[2]
+  # One number per query, which the kernel would compute once per key block.
+  delta = do.astype(jnp.float32) * out.astype(jnp.float32)
+  delta = jnp.sum(delta, axis=-1)[:, :, None]
+  states = jnp.pad(_states(used, plan.backward.k), ((0, 0), (1, 0)))
+  dq, dk, dv = tpu_backward.attention_vjp(
+    _pad(q, plan.rows, 2),
+    _pad(k, plan.keys, 2),
+    _pad(v, plan.keys, 2),
+    _pad(do.astype(q.dtype), plan.rows, 2),
+    lse,
+    _pad(delta, plan.rows, 3),
+    states,
+    blocks=plan.backward,
+    interpret=interpret,
+  )
+  return dq[:, :, :rows], dk[:, :, :keys], dv[:, :, :keys], None
+
+
+_attention.defvjp(_forward, _backward)
