@@ -133,6 +133,7 @@ async function make(event) {
     const job = await ask('/api/jobs', { method: 'POST', body: collect() });
     jobs = new Map([[job.id, job], ...jobs]);
     select(job);
+    $('stage').scrollIntoView({ block: 'nearest', behavior: 'smooth' });
   } catch (error) {
     complain(error);
   }
