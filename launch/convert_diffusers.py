@@ -1,5 +1,6 @@
 """Our weights -> a folder that diffusers loads with `from_pretrained`."""
 
+import collections
 from collections.abc import Mapping
 import dataclasses
 import functools
@@ -79,9 +80,10 @@ def export(arrays: Arrays, dtype: str) -> Export:
   for place in layout.places:
     groups.setdefault(place.name, []).append(place)
   specs, units = {}, []
+  usual = collections.Counter(spec.dtype for spec in arrays.specs.values())
   for name, shape in names.their_shapes(layout, ours).items():
     paths = [root + place.path for place in groups[name] if place.path]
-    held = [arrays.specs[p].dtype for p in paths] or [np.dtype(np.float32)]
+    held = [arrays.specs[p].dtype for p in paths] or [max(usual, key=usual.get)]
     spec = Spec(shape, as_dtype(dtype, held))
     make = functools.partial(_tensor, arrays, root, groups[name], spec.dtype)
     specs[name] = spec

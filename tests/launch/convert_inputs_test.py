@@ -191,7 +191,17 @@ MODULES = {
 SPEECH = (wav2vec2, wav2vec2_names, convert_encoders.speech_encoder)
 
 
-@pytest.mark.parametrize('name', ENCODERS)
+# The others differ little: one of each kind is enough on every run.
+SLOW = ('umt5', 'wav2vec2', 'hubert')
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.full] * (name in SLOW))
+    for name in ENCODERS
+  ],
+)
 def test_sizes_of_encoders_are_read_off_their_shapes(name):
   cfg = ENCODERS[name]
   module, places, make = MODULES.get(name, SPEECH)

@@ -300,6 +300,7 @@ def test_too_little_room_is_said_at_once(
   assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.full
 def test_memory_holds_a_few_tensors_only(convert, tmp_path):
   deep = dataclasses.replace(
     toys.MOCHI,
@@ -364,6 +365,10 @@ def test_large_arrays_move_in_parts(convert, params, tmp_path, monkeypatch):
   assert_params(checkpoint.restore_params(second)[1], params)
   manifest = json.loads((second / 'manifest.json').read_text())['tensors']
   assert len(manifest['ema/pool/kv/kernel']['sha256']) == 16
+  # diffusers gets all in the dtype of the weights, dead tensors too.
+  convert('mirage', first, tmp_path / 'c', '--to=diffusers')
+  theirs = toys.read_folder(tmp_path / 'c')
+  assert {str(x.dtype) for x in theirs.values()} == {'bfloat16'}
 
 
 def test_flags_that_make_no_conversion(convert, binary, mochi, one_error):
