@@ -29,8 +29,8 @@ def against_all(
     block: Images whose sources are scored at once. The kernels take the same
       number from each device, and as many as fill tiles of memory.
     implementation: 'xla', any device and shape; 'pallas', TPU kernels that
-      keep scores out of memory and overlap their work with the gathering of
-      sources, for a clip of at most 40 and C a multiple of 128;
+      keep scores out of memory, for a clip of at most 40 and C a multiple of
+      128, gradients of sources being summed over devices in their dtype;
       'pallas_interpret', the same interpreted, on any device. Never replaced
       by another one when it cannot run.
 

@@ -1,9 +1,10 @@
 """Sums over all negatives by a kernel, chunk by chunk over all devices.
 
-Targets stay where they are. Sources come from all devices in chunks, each
-gathered while the kernel works on the one before; in the backward pass the
-gradients of a chunk travel back, summed, during the next. Neither scores nor
-more than two chunks are ever in memory.
+Targets stay where they are. Sources come from all devices in chunks; the next
+chunk depends on nothing that the kernel does with this one, nor do the gradients
+of the one before on their way back, so that both may travel meanwhile. libtpu
+lets them only with collectives offloaded to SparseCores, which is an option of
+the compiler. Scores are never in memory.
 """
 
 import functools
@@ -159,13 +160,12 @@ def _pipelined(fetch, work, send, carry, count):
 
 def _fetch(plan, sources):
   """i -> the i-th chunk: a few images' sources of every device, filled up."""
-  kinds, dim = sources.shape[1:]
-  chunks = sources.reshape(-1, plan.images * kinds, dim)
 
   def fetch(i):
-    chunk = lax.dynamic_index_in_dim(chunks, i, keepdims=False)
-    if plan.axes:
+    chunk = lax.dynamic_slice_in_dim(sources, i * plan.images, plan.images)
+    if plan.axes:  # Still B K C: of two axes XLA makes a sum with zeros.
       chunk = lax.all_gather(chunk, plan.axes, tiled=True)
+    chunk = chunk.reshape(-1, sources.shape[-1])
     return _fill(chunk, plan.kernels.lanes * plan.cores, 0)
 
   return fetch
@@ -173,10 +173,10 @@ def _fetch(plan, sources):
 
 def _send(plan, kinds):
   """Gradient of a chunk -> that of this device's own sources in it."""
-  own = plan.images * kinds
 
   def send(g_chunk):
-    g_chunk = g_chunk[: own * plan.devices]
+    images = plan.images * plan.devices
+    g_chunk = g_chunk[: images * kinds].reshape(images, kinds, -1)
     if plan.axes:
       g_chunk = lax.psum_scatter(g_chunk, plan.axes, tiled=True)
     return g_chunk

@@ -89,8 +89,8 @@ def make(
 def _images(local, kinds, most):
   """How many of a device's images give their sources to a chunk.
 
-  Whole tiles of sources if it can be, be they more than `most`: of parts of
-  tiles XLA makes no gathering but a sum over all devices, with zeros.
+  Whole tiles of sources if it can be, be they more than `most`: only these
+  arrive as the kernels read them.
   """
   divisors = [n for n in range(1, local + 1) if local % n == 0]
   whole = [n for n in divisors if n * kinds % TILE == 0]
