@@ -62,7 +62,7 @@ class Caching:
 # How much of the last change of a difference is taken to go on. Over 64 steps
 # all of it was best where 4 steps share one, a half where 8 do.
 TREND = 0.75
-OFF, FAST = Caching(), Caching(guidance=4, attention=2)
+OFF, FAST = Caching(), Caching(guidance=6, attention=3)
 PRESETS = {'none': OFF, 'fast': FAST}
 NAMES = tuple(field.name for field in dataclasses.fields(Caching))
 
