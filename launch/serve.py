@@ -83,7 +83,8 @@ def main(_: list[str]) -> None:
         app_,
         _HOST.value,
         _PORT.value,
-        log_level='warning',
+        # absl's own logging is set up already.
+        log_config=None,
         timeout_graceful_shutdown=3,
       )
       server = uvicorn.Server(config)

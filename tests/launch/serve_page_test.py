@@ -123,10 +123,11 @@ class Page:
     return self.driver.execute_script(script)
 
   def cards(self):
-    return [
-      element.text.splitlines()[0]
-      for element in self.driver.find_elements(By.CLASS_NAME, 'card')
-    ]
+    """Titles of the history, at one moment: it is drawn anew at any."""
+    return self.run(
+      'return [...document.querySelectorAll(".card span")]'
+      '.map((e) => e.textContent)'
+    )
 
 
 def plays(page):
