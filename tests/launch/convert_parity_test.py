@@ -192,6 +192,10 @@ def tiny_strangers():
       axes_dims_rope=(4, 6, 6),
     ),
   )
+
+
+def tiny_vaes():
+  """Autoencoders, and Mochi's own two models."""
   yield (
     'a Wan VAE',
     diffusers.AutoencoderKLWan(base_dim=4, z_dim=2, num_res_blocks=1),
