@@ -46,7 +46,7 @@ class Chip:
 
 # Modelled (`launch.aot_cycles`), D = 128, of the bfloat16 peak without padding:
 #   v5p  forward 896 x 896     95 %   backward 896 x 896     98 %
-#   v6e  forward 1536 x 1024   58 %   backward 1024 x 1024   53 %
+#   v6e  forward 1536 x 1024   57 %   backward 1024 x 1024   53 %
 # v5p is bound by its matrix units. Those of v6e and tpu7x are 256 deep and wide:
 # scores of D = 128 leave half the depth empty, which caps the forward pass at
 # 67 % and the backward at 71 %. v5e and tpu7x take the figures of their like.
