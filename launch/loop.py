@@ -107,7 +107,12 @@ class Program:
   keys: Callable
 
   @classmethod
-  def of(cls, exp: Experiment, mesh: Mesh) -> 'Program':
+  def of(
+    cls,
+    exp: Experiment,
+    mesh: Mesh,
+    compiler_options: Mapping[str, Any] | None = None,
+  ) -> 'Program':
     target = mesh_lib.abstract_state(exp, mesh)
     state = jax.tree.map(lambda x: x.sharding, target)
     batch = mesh_lib.batch_sharding(mesh)
@@ -122,6 +127,7 @@ class Program:
         donate_argnums=0,
         in_shardings=(state, batch, everywhere),
         out_shardings=(state, everywhere),
+        compiler_options=dict(compiler_options or {}) or None,
       ),
       evaluate=eval_step
       and jax.jit(
@@ -159,7 +165,7 @@ def train(
   mesh = mesh_lib.make_mesh(config.get('mesh', {}), devices)
   mesh_lib.check_batch_size(schedule.batch_size, mesh)
   claim_workdir(workdir, config)
-  program = Program.of(exp, mesh)
+  program = Program.of(exp, mesh, config.get('compiler_options'))
   data = _open(exp.dataset)
   with (
     Stopwatch() as watch,

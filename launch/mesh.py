@@ -49,10 +49,20 @@ def mesh_shape(
 def make_mesh(
   sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-  """A mesh over `devices` (all of them by default), nearest neighbours kept."""
-  devices = jax.devices() if devices is None else devices
+  """A mesh over `devices` (all of them by default), nearest neighbours kept.
+
+  Where there are several processes, `context` and `tensor` stay inside one if
+  they fit: each loads whole examples. JAX's own order would lay them along a
+  side of a TPU's torus, across processes.
+  """
+  devices = list(jax.devices() if devices is None else devices)
   shape = mesh_shape(sizes, len(devices))
   types = (AxisType.Auto,) * len(AXES)
+  processes = len({device.process_index for device in devices})
+  inner, local = shape[2] * shape[3], len(devices) // processes
+  if processes > 1 and inner > 1 and local % inner == 0:
+    devices.sort(key=lambda device: (device.process_index, device.id))
+    return Mesh(np.reshape(np.array(devices), shape), AXES, axis_types=types)
   return jax.make_mesh(shape, AXES, devices=devices, axis_types=types)
 
 

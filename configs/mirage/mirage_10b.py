@@ -19,7 +19,7 @@ and on such a pod `launch/pod.sh` starts
   python -m launch.train --config configs/mirage/mirage_10b.py:v5p_256,data=DATA \
       --workdir bucket/mirage_10b --coordinator=auto
 
-`,options=True` adds XLA's flags of the generation, for `launch.aot`.
+`,options=True` adds XLA's flags of the generation.
 """
 
 import ml_collections
