@@ -253,12 +253,11 @@ def warm_start(state: Any, path: str | os.PathLike) -> Any:
       f'config.init_from={path}: its parameters are of another model'
     )
 
-  def place():
-    return jax.tree.map(
-      lambda x, like: jax.device_put(x, like.sharding), fitting[0], state.params
-    )
+  def place(x, like):
+    return jax.device_put(x.astype(like.dtype), like.sharding)
 
-  return state.replace(params=place(), ema=place())
+  trees = [jax.tree.map(place, fitting[0], state.params) for _ in range(2)]
+  return state.replace(params=trees[0], ema=trees[1])
 
 
 def _due(step: int, every: int, last: bool) -> bool:

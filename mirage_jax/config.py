@@ -84,7 +84,9 @@ class MirageConfig:
   reference_sigma_zero: bool = True
   rope_area: float = 192.0 * 192.0
   remat: Literal['none', 'dots', 'full'] = 'none'
-  attention: Literal['reference', 'recompute', 'dot_product'] = 'reference'
+  attention: Literal[
+    'reference', 'recompute', 'dot_product', 'tpu', 'tpu_interpret', 'cudnn'
+  ] = 'reference'
   dtype: Literal['float32', 'bfloat16'] = 'float32'
 
   def __post_init__(self):

@@ -47,3 +47,15 @@ def test_a_bundle_gives_the_part_that_fits(tmp_path):
   started = loop.warm_start(first.replace(params=fresh), path)
   half = jax.tree.map(lambda x: x.astype(np.float16), average)
   jax.tree.map(np.testing.assert_array_equal, started.params, half)
+
+
+def test_weights_of_half_precision_become_the_state_s_own(
+  tmp_path, monkeypatch
+):
+  first = loop.train(toy_config.plain(num_steps=3), tmp_path / 'first')
+  half = jax.tree.map(lambda x: np.asarray(x, np.float16), first.params)
+  monkeypatch.setattr(loop, 'restore_params', lambda workdir: ({}, half))
+  started = loop.warm_start(first, tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, started.params, half)
+  for tree in (started.params, started.ema):
+    assert {x.dtype for x in jax.tree.leaves(tree)} == {np.dtype('float32')}
