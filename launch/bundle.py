@@ -12,6 +12,7 @@ import pathlib
 from typing import Any
 
 import flax.traverse_util
+import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -77,6 +78,29 @@ def join(vae: Bundle, config: Mapping[str, Any], params: Any) -> Bundle:
     },
   }
   return Bundle(about, vae.vae, vae.stats, params)
+
+
+def average(bundle: Bundle, others: Mapping[str, Bundle]) -> Bundle:
+  """The mean of several transformers of one ancestry, with one VAE.
+
+  What runs that went on from one another have in common stays, what each made
+  of its last batches falls out (model soups, arXiv 2203.05482).
+
+  Args:
+    bundle: gives the VAE and one transformer.
+    others: by the path that messages call them.
+
+  Raises:
+    UserError: a transformer is missing, or of another model.
+  """
+  if not others:
+    return bundle
+  for name, other in others.items():
+    if other.dit is None or other.config['dit'] != bundle.config['dit']:
+      raise UserError(f'--average={name}: holds no transformer of this model')
+  trees = [bundle.dit, *(other.dit for other in others.values())]
+  mean = jax.tree.map(lambda *x: np.mean(x, axis=0), *trees)
+  return dataclasses.replace(bundle, dit=mean)
 
 
 def save(path: str | os.PathLike, bundle: Bundle) -> None:

@@ -9,6 +9,9 @@ then the transformer together with the VAE it was trained on:
 
   python -m launch.export --workdir runs/dit --vae vae.safetensors \
       --out mirage.safetensors
+
+A run that went on from another's weights often does better on new clips as the
+mean of both: --average=EARLIER.safetensors.
 """
 
 from collections.abc import Mapping
@@ -34,6 +37,9 @@ _CLIPS = flags.DEFINE_string(
 )
 _NUM_CLIPS = flags.DEFINE_integer('num_clips', 50, 'how many of them', 1)
 _VAE = flags.DEFINE_string('vae', None, "for a transformer: its VAE's bundle")
+_AVERAGE = flags.DEFINE_multi_string(
+  'average', [], 'for a transformer: bundles to take the mean with'
+)
 
 
 def vae_bundle(
@@ -99,6 +105,8 @@ def main(_: list[str]) -> None:
       vae = bundle_lib.load(_VAE.value)
       _, params = checkpoint.restore_params(_WORKDIR.value, _STEP.value)
       made = bundle_lib.join(vae, config, params)
+      others = {name: bundle_lib.load(name) for name in _AVERAGE.value}
+      made = bundle_lib.average(made, others)
     else:
       raise UserError(
         f'{_WORKDIR.value}: is a run of {config.get("experiment")}, which has '

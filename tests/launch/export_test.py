@@ -1,5 +1,6 @@
 """Workdirs become bundles; and once, the whole way from clips to a video."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,6 +10,7 @@ import soundfile
 
 from configs.mirage import grid
 from launch import bundle, checkpoint, encode, generate, loop, media, shards
+from launch.errors import UserError
 from mirage_jax import config as config_lib, latents, train_step
 from mirage_jax.vae import Vae, VaeConfig
 from tests import tiny
@@ -113,6 +115,29 @@ def test_a_transformer_is_joined_to_its_vae(
   assert_same(made.stats, vae.stats)
   assert made.config == tiny.bundle().config
   assert binary('export')(*flags, '--step=3') == 0
+
+
+def test_the_mean_of_transformers(binary, dit_run, tmp_path, tiny_file):
+  workdir, state = dit_run
+  out = tmp_path / 'mean.safetensors'
+  binary('export')(
+    f'--workdir={workdir}',
+    f'--vae={tiny_file}',
+    f'--out={out}',
+    f'--average={tiny_file}',
+  )
+  tiny_dit = bundle.load(tiny_file).dit
+  mean = jax.tree.map(lambda a, b: (a + b) / 2, state.ema, tiny_dit)
+  assert_same(bundle.load(out).dit, half(mean))
+
+
+def test_another_transformer_has_no_mean(tiny_file):
+  one = bundle.load(tiny_file)
+  alone = dataclasses.replace(one, dit=None)
+  other = dataclasses.replace(one, config=one.config | {'dit': {'depth': 9}})
+  for wrong in (alone, other):
+    with pytest.raises(UserError, match='--average=x: holds no transformer of'):
+      bundle.average(one, {'x': wrong})
 
 
 def test_a_workdir_samples_without_export(dit_run, tiny_file, monkeypatch):
