@@ -280,6 +280,7 @@ def chunked():
   return run(params, 2), run(params, 1)
 
 
+@pytest.mark.full
 def test_chunks_have_the_features_and_norms_of_their_own_images(chunked):
   ((_, got), _), ((_, want), _) = chunked
   close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)

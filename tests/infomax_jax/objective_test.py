@@ -227,6 +227,7 @@ def test_the_mesh_does_not_change_loss_and_gradients():
     assert_equal_trees(grads, results[0][1])
 
 
+@pytest.mark.full
 def test_nor_does_it_change_the_statistics_of_norms():
   """A whole step of a 9 px encoder, on one device and on eight."""
   model = encoder.Encoder(TINY)

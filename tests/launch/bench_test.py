@@ -6,8 +6,13 @@ import sys
 
 import pytest
 
-from launch import bench, errors, side_by_side
+from launch import errors, side_by_side
 from launch.side_by_side import Result, Rival
+from tests.launch.binary import Binary
+
+# Its flags are also those of other binaries.
+with Binary('bench').loaded() as bench:
+  pass
 
 RIVALS = 'tests.launch.toy_rivals'
 MEGABYTES = 200
@@ -142,9 +147,9 @@ def test_the_table_fits_80_columns(binary, monkeypatch, results, capsys):
 
 
 @pytest.mark.parametrize('arguments', [[], ['warp'], ['mochi', 'mochi']])
-def test_an_unknown_benchmark_is_one_line(arguments, one_error):
-  with pytest.raises(SystemExit):
-    bench.main(['bench', *arguments])
+def test_an_unknown_benchmark_is_one_line(binary, arguments, one_error):
+  with binary('bench').loaded() as module, pytest.raises(SystemExit):
+    module.main(['bench', *arguments])
   assert 'mochi' in one_error()
 
 

@@ -204,6 +204,8 @@ def small_disk(tmp_path):
   subprocess.run(['umount', str(disk)], check=True)
 
 
+# When one of Orbax's writers fails, others end after its event loop.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_a_disk_that_fills_up_loses_nothing(small_disk, tmp_path):
   config, run = toy_config.plain(num_steps=3), small_disk / 'run'
   loop.train(config, run)

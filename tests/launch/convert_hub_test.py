@@ -98,6 +98,7 @@ def test_no_such_repository(hub, tmp_path):
   assert '\n' not in str(error.value)
 
 
+@pytest.mark.full
 def test_a_hub_that_cannot_be_reached(tmp_path):
   with pytest.raises(UserError, match='the hub did not give it') as error:
     convert_hub.download('a/b', 'mochi', 'http://127.0.0.1:9', str(tmp_path))

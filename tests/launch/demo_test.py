@@ -109,14 +109,16 @@ def test_a_video_without_a_face_is_said_and_drawn_all_the_same(
 
 def test_bad_input_is_one_line_and_leaves_nothing(demo, tmp_path, one_error):
   (tmp_path / 'empty.wav').touch()
+  soundfile.write(tmp_path / 'a.wav', tiny.speech(0.04), 16000)
   out = tmp_path / 'out/o.mp4'
   for flags, said in (
     (['--text= '], 'there is no text to speak'),
     ([f'--audio={tmp_path}/empty.wav'], 'empty.wav: is empty (0 bytes)'),
     ([f'--audio={tmp_path}/no.wav'], 'no.wav: no such file'),
+    ([f'--audio={tmp_path}/face.png'], 'face.png: has no audio'),
     (
-      [f'--audio={tmp_path}/face.png', f'--image={tmp_path}/no.png'],
-      'face.png: has no audio',
+      [f'--audio={tmp_path}/a.wav', f'--image={tmp_path}/no.png'],
+      'no.png: no such file',
     ),
     (['--checkpoint=no'], 'no: no such checkpoint'),
     (['--out=demo.wav'], '--out=demo.wav: the video is an .mp4'),

@@ -18,6 +18,9 @@ from mirage_jax import data, experiment
 from mirage_jax.encoders import names, t5, t5_names, wav2vec2, wav2vec2_names
 from tests import tiny
 
+# Whole models are compiled: tens of seconds.
+pytestmark = pytest.mark.full
+
 SPEECH = wav2vec2.Wav2Vec2Config(
   8, 2, 2, 12, stable=True, conv_dim=4, position_kernel=4, position_groups=2
 )
@@ -247,7 +250,6 @@ def test_features_are_not_taken_for_mels(made):
     assert same[0].all() or same[1].all()
 
 
-@pytest.mark.full
 def test_training_runs_on_features(made, tmp_path):
   state = loop.train(config(made), tmp_path / 'run')
   assert int(state.step) == 2

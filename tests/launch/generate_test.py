@@ -106,6 +106,7 @@ def test_every_condition_changes_the_picture(generator, three, image):
   assert (generator(wave, image, 'red', FAST) != plain).any()
 
 
+@pytest.mark.full
 def test_every_setting_changes_the_picture(generator, image):
   wave = tiny.speech(0.5)
   steps = dataclasses.replace(FAST, steps=4)  # With less, all are Euler's.

@@ -130,6 +130,7 @@ def test_evaluate_and_demo_have_the_flags_of_sample(binary):
     assert evaluate.sampling()['solver'] == 'dpmpp_2m'
 
 
+@pytest.mark.full
 def test_a_cached_video_is_another_and_nearer_than_another_seed(generator):
   def make(seed, caching):
     settings = generate.Settings(16, Guidance(audio=3.0), seed, caching=caching)

@@ -13,6 +13,9 @@ from infomax_jax import experiment, probe_heads
 from launch import probe_run
 from launch.checkpoint import Checkpoints
 
+# Whole models are compiled: tens of seconds.
+pytestmark = pytest.mark.full
+
 CONFIG = dict(
   experiment='infomax_jax.experiment',
   seed=0,
@@ -56,7 +59,6 @@ def other(tmp_path_factory):
   return draw(tmp_path_factory.mktemp('other') / 'test', 1, 5)
 
 
-@pytest.mark.full
 def test_both_protocols_and_the_controls(workdir, tmp_path, binary, capsys):
   out = tmp_path / 'probe.json'
   arguments = ('--workdir', workdir, '--epochs=40', '--controls', '--out', out)

@@ -13,6 +13,9 @@ from infomax_jax import experiment
 from launch import segment_picture
 from launch.checkpoint import Checkpoints
 
+# Whole models are compiled: tens of seconds.
+pytestmark = pytest.mark.full
+
 CONFIG = dict(
   experiment='infomax_jax.experiment',
   seed=0,

@@ -56,6 +56,7 @@ def sweep(binary, tmp_path, monkeypatch):
   return run
 
 
+@pytest.mark.full
 def test_every_combination_is_judged_and_a_second_run_adds_to_it(
   sweep, tmp_path
 ):

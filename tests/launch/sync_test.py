@@ -149,6 +149,7 @@ def test_parts_cover_the_video_and_all_but_a_short_one_are_whole(tmp_path):
       np.testing.assert_array_equal(part, whole[start : start + len(part)])
 
 
+@pytest.mark.full
 def test_padding_to_a_whole_part_changes_nothing(judge):
   rng = np.random.default_rng(0)
   crops = rng.integers(0, 256, (45, 96, 96, 3), dtype=np.uint8)

@@ -277,6 +277,7 @@ def bind(model, params):
   return apply
 
 
+@pytest.mark.full
 def test_one_batch_and_one_by_one_give_the_same_and_the_sum():
   model, params, video, cond, plain = network()
   apply = bind(model, params)
