@@ -8,7 +8,6 @@ from launch import generate
 from launch.errors import UserError
 from mirage_jax import cache, schedules
 from mirage_jax.guidance import LIMITS, NEUTRAL, Guidance, Weight
-from mirage_jax.solvers import NAMES
 
 # How flags call the numbers of a Guidance.
 FLAGS = {name: f'{name}_cfg' for name in NEUTRAL}
@@ -116,7 +115,10 @@ class SamplingFlags:
       steps, generate.STEPS, 'steps for each window', 2
     )
     self._solver = flags.DEFINE_string(
-      'solver', 'euler', f'what takes the steps: {", ".join(NAMES)}'
+      'solver',
+      'euler',
+      'what takes the steps: euler; heun, of second order, with two runs of the '
+      'network a step; or dpmpp_2m, of second order with one',
     )
     self._numbers = {
       name: flags.DEFINE_float(flag, NEUTRAL.get(name, 0.0), _HELP[name])
@@ -183,8 +185,11 @@ _HELP = {
   'rescale': 'against too much contrast under strong guidance, 0 to 1; 0.7 is '
   'usual',
   'skip_blocks': 'blocks that it skips, as 3 or 3,4; the first is 0',
-  'guidance_schedule': 'how the weights change: constant; cosine; '
-  'window:HIGH:LOW; or one for each by name; see launch.sample --helpfull',
+  'guidance_schedule': 'how the weights change: constant; cosine, from the '
+  'whole weight at the first step to none after the last; window:HIGH:LOW, only '
+  'between these noise levels (1 is noise, 0 the video), and at no cost outside. '
+  'Or one for each by name, as audio=cosine,text=window:0.95:0.3 (audio, text, '
+  'reference, joint, skip)',
   'negative_text': 'what is not to be seen; needs --text_cfg or --joint_cfg',
   'cache': CACHE_HELP,
   'quantise': QUANTISE_HELP,

@@ -46,23 +46,18 @@ def write_video(
   with replacing(path) as half:
     options = {'movflags': '+faststart'}
     with av.open(str(half), 'w', options=options) as container:
-      picture = _picture_stream(container, first.shape, fps, crf)
+      picture = picture_stream(container, first.shape, fps, crf)
       sound = None
       if wave is not None:
-        # 16 kHz mono AAC cannot hold more than about 96 kbit/s.
-        sound = container.add_stream(
-          'aac', rate=rate, layout='mono', bit_rate=6 * rate
-        )
+        sound = sound_stream(container, rate)
       sent = 0
       for n, pixels in enumerate(frames):
-        frame = av.VideoFrame.from_ndarray(pixels, format='rgb24')
-        frame.pts, frame.time_base = n, picture.codec_context.time_base
-        container.mux(picture.encode(frame))
+        show(container, picture, pixels, n)
         if sound is not None:
           upto = int((n + 1) / fps * rate)
-          sent = _send(container, sound, wave, sent, upto, rate)
+          sent = send(container, sound, wave, sent, upto, rate)
       if sound is not None:
-        _send(container, sound, wave, sent, len(wave) + AAC_FRAME, rate)
+        send(container, sound, wave, sent, len(wave) + AAC_FRAME, rate)
         container.mux(sound.encode(None))
       container.mux(picture.encode(None))
 
@@ -96,20 +91,36 @@ def _peek(frames):
   return first, itertools.chain([first], frames)
 
 
-def _picture_stream(container, shape, fps, crf):
+def picture_stream(container, shape, fps, crf, **options):
+  """An H.264 stream of pictures; `options` are x264's."""
   rate = fractions.Fraction(fps).limit_denominator(1001)
   stream = container.add_stream('libx264', rate=rate)
   stream.height, stream.width = shape[:2]
   stream.codec_context.time_base = 1 / rate
   stream.pix_fmt = 'yuv420p'
-  stream.options = {'crf': str(crf)}
+  stream.options = {'crf': str(crf)} | options
   # The matrix that swscale uses; players would guess BT.709 for large frames.
   stream.codec_context.colorspace = 6  # SMPTE 170M
   stream.codec_context.color_range = 1  # limited
   return stream
 
 
-def _send(container, stream, wave, start, stop, rate):
+def sound_stream(container, rate):
+  """An AAC stream of mono sound."""
+  # 16 kHz mono AAC cannot hold more than about 96 kbit/s.
+  return container.add_stream(
+    'aac', rate=rate, layout='mono', bit_rate=6 * rate
+  )
+
+
+def show(container, stream, pixels, number):
+  """Encodes one picture at its place."""
+  frame = av.VideoFrame.from_ndarray(pixels, format='rgb24')
+  frame.pts, frame.time_base = number, stream.codec_context.time_base
+  container.mux(stream.encode(frame))
+
+
+def send(container, stream, wave, start, stop, rate):
   """Encodes whole AAC frames of wave[start:stop]; the first sample left."""
   while start + AAC_FRAME <= stop and start < len(wave):
     chunk = np.clip(wave[start : start + AAC_FRAME], -1, 1)

@@ -56,7 +56,6 @@ from absl import app, flags
 
 from launch import generate, guidance_flags, programs, script, speech, talk
 from launch.errors import UserError, one_line
-from launch.guidance_flags import make_guidance
 from launch.stopwatch import Stopwatch
 from mirage_jax.audio import RATE
 
@@ -102,58 +101,7 @@ _PROGRAMS = flags.DEFINE_string(
 )
 _MANIFEST = flags.DEFINE_string('manifest', None, 'JSON lines, a video each')
 _SEED = flags.DEFINE_integer('seed', 0, 'of the noise')
-_STEPS = flags.DEFINE_integer(
-  'steps', generate.STEPS, 'steps for each window', 2
-)
-_SOLVER = flags.DEFINE_string(
-  'solver',
-  'euler',
-  'what takes the steps: euler; heun, of second order, with two runs of the '
-  'network a step; or dpmpp_2m, of second order with one',
-)
-_AUDIO_CFG = flags.DEFINE_float(
-  'audio_cfg',
-  generate.AUDIO_CFG,
-  'weight of the sound, 0 to 30; 1 is as trained',
-)
-_TEXT_CFG = flags.DEFINE_float('text_cfg', 1.0, 'weight of the text')
-_REFERENCE_CFG = flags.DEFINE_float('reference_cfg', 1.0, 'weight of the image')
-_JOINT_CFG = flags.DEFINE_float('joint_cfg', 1.0, 'weight of all three at once')
-_NEGATIVE_TEXT = flags.DEFINE_string(
-  'negative_text', '', 'what is not to be seen; needs --text_cfg or --joint_cfg'
-)
-_SKIP_CFG = flags.DEFINE_float(
-  'skip_cfg',
-  0.0,
-  'scale of skip guidance, 0 to 10: away from the network without --skip_blocks',
-)
-_SKIP_BLOCKS = flags.DEFINE_string(
-  'skip_blocks', '', 'blocks that it skips, as 3 or 3,4; the first is 0'
-)
-_SCHEDULE = flags.DEFINE_string(
-  'guidance_schedule',
-  'constant',
-  'how the weights change: constant; cosine, from the whole weight at the first '
-  'step to none after the last; window:HIGH:LOW, only between these noise '
-  'levels (1 is noise, 0 the video), and at no cost outside. Or one for each '
-  'by name, as audio=cosine,text=window:0.95:0.3 (audio, text, reference, '
-  'joint, skip)',
-)
-_RESCALE = flags.DEFINE_float(
-  'guidance_rescale',
-  0.0,
-  'against too much contrast under strong guidance, 0 to 1; 0.7 is usual',
-)
-_CACHE = flags.DEFINE_string('cache', 'none', guidance_flags.CACHE_HELP)
-_QUANTISE = flags.DEFINE_string(
-  'quantise', 'none', guidance_flags.QUANTISE_HELP
-)
-_SEQUENTIAL = flags.DEFINE_bool(
-  'sequential_guidance',
-  False,
-  'run the network once for each weight instead of on one larger batch: less '
-  'memory, the same video but for rounding',
-)
+_SAMPLING = guidance_flags.SamplingFlags()
 
 
 def main(_: list[str]) -> None:
@@ -162,11 +110,11 @@ def main(_: list[str]) -> None:
     jobs = read_jobs()
     for job in jobs:
       talk.check_out(job.out)
-    settings = read_settings()
+    settings = _SAMPLING.settings(_SEED.value)
     live = open_stream(stack)
     programs.keep(_PROGRAMS.value)
     generator = talk.load_generator(
-      _CHECKPOINT.value, _VAE.value, _QUANTISE.value
+      _CHECKPOINT.value, _VAE.value, _SAMPLING.quantised
     )
     if _REQUEST.value:
       jobs = [write_script(job, generator.text_length) for job in jobs]
@@ -181,29 +129,6 @@ def open_stream(stack: contextlib.ExitStack) -> BinaryIO | None:
     return live
   return (
     stack.enter_context(open(_STREAM.value, 'wb')) if _STREAM.value else None
-  )
-
-
-def read_settings() -> generate.Settings:
-  """How the flags want it sampled; UserError names one that is wrong."""
-  guidance = make_guidance(
-    _SCHEDULE.value,
-    _SKIP_BLOCKS.value,
-    _SEQUENTIAL.value,
-    audio=_AUDIO_CFG.value,
-    text=_TEXT_CFG.value,
-    reference=_REFERENCE_CFG.value,
-    joint=_JOINT_CFG.value,
-    skip=_SKIP_CFG.value,
-    rescale=_RESCALE.value,
-  )
-  return generate.Settings(
-    _STEPS.value,
-    guidance,
-    _SEED.value,
-    _SOLVER.value,
-    _NEGATIVE_TEXT.value,
-    guidance_flags.make_caching(_CACHE.value),
   )
 
 

@@ -5,18 +5,18 @@ is written so far plays, in a browser as well. It has the same frames and sound
 as the file of `launch.mux`, coded faster and a little larger.
 """
 
-import fractions
 from typing import BinaryIO
 
 import av
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from launch.mux import AAC_FRAME
+from launch import mux
 
 # delay_moov waits for the first packets, whose times go into the edit list:
 # without it the sound comes 64 ms late, see `mux.write_video`.
 MOVFLAGS = 'frag_keyframe+delay_moov+default_base_moof'
+CRF = 18  # x264's quality, as of `mux.write_video`.
 FRAGMENT = 200_000  # Microseconds.
 
 
@@ -57,48 +57,30 @@ class Stream:
     if self._picture is None:
       self._start(*frames.shape[1:3])
     for pixels in frames:
-      frame = av.VideoFrame.from_ndarray(pixels, format='rgb24')
-      frame.pts = self._frames
-      frame.time_base = self._picture.codec_context.time_base
-      self._container.mux(self._picture.encode(frame))
+      mux.show(self._container, self._picture, pixels, self._frames)
       self._frames += 1
       self._say(self._frames * self._rate // self._fps)
 
   def __exit__(self, kind, *_) -> None:
     if kind is None and self._picture is not None:
-      self._say(len(self._wave) + AAC_FRAME)
+      self._say(len(self._wave) + mux.AAC_FRAME)
       self._container.mux(self._sound.encode(None))
       self._container.mux(self._picture.encode(None))
     self._container.close()
 
   def _start(self, height, width):
-    rate = self._rate
-    self._picture = self._container.add_stream('libx264', rate=self._fps)
-    self._picture.height, self._picture.width = height, width
-    self._picture.pix_fmt = 'yuv420p'
     # No frame waits in the encoder for the next ones.
-    options = {'crf': '18', 'preset': 'veryfast', 'tune': 'zerolatency'}
-    self._picture.options = options | {'g': str(self._fps)}
-    context = self._picture.codec_context
-    context.time_base = fractions.Fraction(1, self._fps)
-    context.colorspace, context.color_range = 6, 1  # As in `mux`.
-    self._sound = self._container.add_stream(
-      'aac', rate=rate, layout='mono', bit_rate=6 * rate
+    options = dict(preset='veryfast', tune='zerolatency', g=str(self._fps))
+    self._picture = mux.picture_stream(
+      self._container, (height, width), self._fps, CRF, **options
     )
+    self._sound = mux.sound_stream(self._container, self._rate)
 
   def _say(self, upto):
     """Encodes whole AAC frames up to sample `upto`."""
-    while self._samples + AAC_FRAME <= upto and self._samples < len(self._wave):
-      chunk = self._wave[self._samples : self._samples + AAC_FRAME]
-      chunk = np.clip(chunk[None], -1, 1).astype(np.float32)
-      frame = av.AudioFrame.from_ndarray(chunk, format='fltp', layout='mono')
-      frame.sample_rate = self._rate
-      frame.pts, frame.time_base = (
-        self._samples,
-        fractions.Fraction(1, self._rate),
-      )
-      self._container.mux(self._sound.encode(frame))
-      self._samples += AAC_FRAME
+    self._samples = mux.send(
+      self._container, self._sound, self._wave, self._samples, upto, self._rate
+    )
 
 
 class _Sink:

@@ -248,7 +248,7 @@ def test_a_full_disk_leaves_the_old_video(
 
   out = tmp_path / 'o.mp4'
   out.write_text('old')
-  monkeypatch.setattr(mux, '_send', full)
+  monkeypatch.setattr(mux, 'send', full)
   assert sample(f'--audio={wav}', f'--out={out}') == 1
   assert one_error() == (
     f'{out}: the disk is full; nothing was written: make room there'
