@@ -12,9 +12,17 @@ then the transformer together with the VAE it was trained on:
 
 A run that went on from another's weights often does better on new clips as the
 mean of both: --average=EARLIER.safetensors.
+
+Of a run with config.lora, what it learned is merged into what it began with; or
+with --changes_only it is a small file of its own, for any bundle of the same
+transformer:
+
+  python -m launch.export --changes changes.safetensors --vae mirage.safetensors \
+      --out changed.safetensors
 """
 
 from collections.abc import Mapping
+import dataclasses
 import pathlib
 import sys
 from typing import Any
@@ -24,7 +32,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from launch import bundle as bundle_lib, checkpoint
+from launch import bundle as bundle_lib, changes as changes_lib, checkpoint
 from launch.errors import UserError, one_line
 from mirage_jax import config as config_lib, data, latents
 from mirage_jax.vae import CHUNK, Vae, VaeConfig
@@ -39,6 +47,12 @@ _NUM_CLIPS = flags.DEFINE_integer('num_clips', 50, 'how many of them', 1)
 _VAE = flags.DEFINE_string('vae', None, "for a transformer: its VAE's bundle")
 _AVERAGE = flags.DEFINE_multi_string(
   'average', [], 'for a transformer: bundles to take the mean with'
+)
+_CHANGES_ONLY = flags.DEFINE_bool(
+  'changes_only', False, 'for a run with config.lora: only what it learned'
+)
+_CHANGES = flags.DEFINE_string(
+  'changes', None, 'a file of --changes_only, to merge into that of --vae'
 )
 
 
@@ -86,35 +100,62 @@ def vae_bundle(
   return bundle_lib.Bundle(about, params, stats)
 
 
+def changed_bundle(file: str, name: str) -> bundle_lib.Bundle:
+  """A bundle whose transformer has the changes of a file.
+
+  Raises:
+    UserError: they are of another transformer, or there is none.
+  """
+  config, learned = changes_lib.load(file)
+  base = bundle_lib.load(name)
+  if base.dit is None or base.config['dit'] != config['model']:
+    raise UserError(f'--vae={name}: holds no transformer that {file} changes')
+  return dataclasses.replace(
+    base, dit=changes_lib.merge(base.dit, learned, config, file)
+  )
+
+
+def from_workdir(workdir: str, step: int | None) -> bundle_lib.Bundle:
+  """The bundle that the flags ask for; what lacks is told before it is read."""
+  config = checkpoint.read_config(workdir)
+  if 'vae' in config:
+    if not _CLIPS.value:
+      raise UserError('a VAE needs --clips=FOLDER for its statistics')
+    _, params = checkpoint.restore_params(workdir, step)
+    return vae_bundle(config, params, _CLIPS.value, _NUM_CLIPS.value)
+  if 'model' not in config:
+    raise UserError(
+      f'{workdir}: is a run of {config.get("experiment")}, which has '
+      'no bundle; give one of a Mirage VAE or transformer'
+    )
+  if not _VAE.value:
+    raise UserError('a transformer needs --vae=BUNDLE, its VAE')
+  vae = bundle_lib.load(_VAE.value)
+  _, params = changes_lib.transformer(workdir, step)
+  made = bundle_lib.join(vae, config, params)
+  others = {name: bundle_lib.load(name) for name in _AVERAGE.value}
+  return bundle_lib.average(made, others)
+
+
 def main(_: list[str]) -> None:
   with one_line():
-    if not _WORKDIR.value or not _OUT.value:
+    out = _OUT.value
+    if not (_WORKDIR.value or _CHANGES.value) or not out:
       raise UserError('--workdir and --out are needed; see --help')
-    if not _OUT.value.endswith('.safetensors'):
-      raise UserError(f'--out={_OUT.value}: name it .safetensors')
-    config = checkpoint.read_config(_WORKDIR.value)
-    # What is missing is told before the checkpoint is read.
-    if 'vae' in config:
-      if not _CLIPS.value:
-        raise UserError('a VAE needs --clips=FOLDER for its statistics')
-      _, params = checkpoint.restore_params(_WORKDIR.value, _STEP.value)
-      made = vae_bundle(config, params, _CLIPS.value, _NUM_CLIPS.value)
-    elif 'model' in config:
+    if _WORKDIR.value and _CHANGES.value:
+      raise UserError('--changes is for a bundle, --vae: leave out --workdir')
+    if not out.endswith('.safetensors'):
+      raise UserError(f'--out={out}: name it .safetensors')
+    if _CHANGES.value:
       if not _VAE.value:
-        raise UserError('a transformer needs --vae=BUNDLE, its VAE')
-      vae = bundle_lib.load(_VAE.value)
-      _, params = checkpoint.restore_params(_WORKDIR.value, _STEP.value)
-      made = bundle_lib.join(vae, config, params)
-      others = {name: bundle_lib.load(name) for name in _AVERAGE.value}
-      made = bundle_lib.average(made, others)
+        raise UserError('--changes needs --vae=BUNDLE, which they change')
+      bundle_lib.save(out, changed_bundle(_CHANGES.value, _VAE.value))
+    elif _CHANGES_ONLY.value:
+      changes_lib.export(_WORKDIR.value, _STEP.value, out)
     else:
-      raise UserError(
-        f'{_WORKDIR.value}: is a run of {config.get("experiment")}, which has '
-        'no bundle; give one of a Mirage VAE or transformer'
-      )
-    bundle_lib.save(_OUT.value, made)
-    size = pathlib.Path(_OUT.value).stat().st_size / 1e6
-    print(f'wrote {_OUT.value}: {size:.1f} MB')
+      bundle_lib.save(out, from_workdir(_WORKDIR.value, _STEP.value))
+    size = pathlib.Path(out).stat().st_size / 1e6
+    print(f'wrote {out}: {size:.1f} MB')
 
 
 if __name__ == '__main__':

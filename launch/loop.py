@@ -18,8 +18,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from launch import mesh as mesh_lib
-from launch.checkpoint import Checkpoints, claim_workdir, restore_params
+from launch import mesh as mesh_lib, warm_start
+from launch.checkpoint import Checkpoints, claim_workdir
 from launch.errors import UserError
 from launch.signals import Termination
 from launch.stopwatch import Stopwatch
@@ -33,7 +33,8 @@ _MUST_BE_FINITE = ('loss', 'grad_norm')
 class Experiment(Protocol):
   """What `config.experiment`.make(config) returns; matched by shape.
 
-  It may also have `tokens_per_step`, an int, to show tokens/s.
+  It may also have `tokens_per_step`, an int, to show tokens/s, and `adopt`, what
+  to take from the weights in config.init_from, see `warm_start.load`.
   """
 
   init: Callable[[jax.Array], Any]  # key -> boxed state with a .step
@@ -185,7 +186,8 @@ def train(
     if first is None:
       first, state = 0, program.init(init_key)
       if config.get('init_from'):
-        state = warm_start(state, config['init_from'])
+        adopt = getattr(exp, 'adopt', warm_start.same_model)
+        state = warm_start.load(state, config['init_from'], adopt)
     else:
       state, data = checkpoints.restore(first, program.target, data)
     if first >= schedule.num_steps:
@@ -227,37 +229,6 @@ def train(
           log.say(f'SIGTERM: saving step {step}; the same command goes on')
           break
   return state
-
-
-def warm_start(state: Any, path: str | os.PathLike) -> Any:
-  """A fresh state with the averaged parameters of another run.
-
-  Args:
-    state: of step 0.
-    path: a workdir, or a bundle, whose transformer or VAE is taken.
-
-  Raises:
-    UserError: no parameters there are the same in name and shape.
-  """
-  if os.path.isdir(path):
-    found = [restore_params(path)[1]]
-  else:
-    from launch import bundle  # It knows one package; the loop knows none.
-
-    weights = bundle.load(path)
-    found = [weights.vae, weights.dit]
-  shapes = jax.tree.map(np.shape, state.params)
-  fitting = [p for p in found if jax.tree.map(np.shape, p) == shapes]
-  if not fitting:
-    raise UserError(
-      f'config.init_from={path}: its parameters are of another model'
-    )
-
-  def place(x, like):
-    return jax.device_put(x.astype(like.dtype), like.sharding)
-
-  trees = [jax.tree.map(place, fitting[0], state.params) for _ in range(2)]
-  return state.replace(params=trees[0], ema=trees[1])
 
 
 def _due(step: int, every: int, last: bool) -> bool:

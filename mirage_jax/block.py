@@ -11,7 +11,7 @@ from flax import linen as nn
 import flax.struct
 import jax
 from jax import numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from mirage_jax import config, rope, sharding, tokens
 from mirage_jax.linear import Linear
@@ -35,6 +35,9 @@ class Context:
     mask: `tokens.key_mask` of the joint sequence, or None.
     audio: Under cross fusion, normalised audio tokens [B N Wa], else None.
     audio_mask: Their mask [B N], or None.
+    shares: Per stream that is new to the others, how far it counts in their
+      attention []: at 0 they attend as if it were not there, at 1 to all alike.
+      Between, they take so much of what it changes.
   """
 
   cond: Mapping[str, jax.Array]
@@ -42,6 +45,7 @@ class Context:
   mask: jax.Array | None = None
   audio: jax.Array | None = None
   audio_mask: jax.Array | None = None
+  shares: Mapping[str, jax.Array] = flax.struct.field(default_factory=dict)
 
 
 def rms_norm(x: Float[Array, '...'], eps: float) -> Float[Array, '...']:
@@ -124,7 +128,8 @@ class Stream(nn.Module):
       dtype=cfg.dtype,
     )
     alignment = cfg.time_alignment
-    self.k_norm = HeadNorm(alignment if self.name == 'audio' else 0.0)
+    framewise = self.name not in ('video', 'text')
+    self.k_norm = HeadNorm(alignment if framewise else 0.0)
     if self.updates:
       self.q_norm = HeadNorm(alignment if self.name == 'video' else 0.0)
       self.out = Linear(
@@ -271,13 +276,12 @@ class Block(nn.Module):
   ) -> tuple[dict[str, Float[Array, 'B _ _']], None]:
     skip = self.lengths[0] if self.last and len(self.lengths) == 2 else 0
     modules, scales = {}, {}
-    for name in tokens.STREAMS:  # not the dict's order: tracing sorts its keys
-      if name not in streams:
-        continue
+    sizes = self.cfg.streams()
+    for name in tokens.ordered(streams):  # Tracing sorts the keys of dicts.
       video = name == 'video'
       modules[name] = Stream(
         self.cfg,
-        getattr(self.cfg, name),
+        sizes[name],
         self.lengths if video else (streams[name].shape[1],),
         updates=video or not self.last,
         skip=skip if video else 0,
@@ -307,20 +311,62 @@ class Block(nn.Module):
       name: module.attend(streams[name], scales[name], context)
       for name, module in modules.items()
     }
-    queries = {n: q for n, (q, _, _) in qkv.items() if q is not None}
-    heads = attention(
-      tokens.join(list(queries.values())),
-      tokens.join([k for _, k, _ in qkv.values()]),
-      tokens.join([v for _, _, v in qkv.values()]),
-      context.mask,
-      implementation=self.cfg.attention,
-    )
-    parts = tokens.split(heads, [q.shape[1] for q in queries.values()])
-    attended = {
-      name: modules[name].project(part)
-      for name, part in zip(queries, parts, strict=True)
-    }
+    heads = joined(qkv, context.mask, context.shares, self.cfg.attention)
+    attended = {name: modules[name].project(x) for name, x in heads.items()}
     if keep:
       attended = {n: self._constrain(n, y) for n, y in attended.items()}
       self.put_variable(CACHE, 'attended', attended)
     return attended
+
+
+def joined(
+  qkv: Mapping[str, tuple[Array | None, Array, Array]],
+  mask: Bool[Array, 'B S'] | None,
+  shares: Mapping[str, Float[Array, '']],
+  implementation: str,
+) -> dict[str, Float[Array, 'B _ H D']]:
+  """What the joint attention gives the heads of each stream with queries.
+
+  Args:
+    qkv: Queries or None, keys and values of each stream, in order.
+    mask: Of all keys.
+    shares: Of streams that are new to the others, see `Context`. While one is
+      below 1, attention runs once more for it.
+    implementation: Of attention.
+  """
+  new = [name for name in qkv if name in shares]
+  if not new:
+    return _attend(qkv, mask, implementation)
+  masks = dict.fromkeys(qkv)
+  if mask is not None:
+    parts = tokens.split(mask, [k.shape[1] for _, k, _ in qkv.values()])
+    masks = dict(zip(qkv, parts, strict=True))
+
+  def among(names):
+    part = None if mask is None else tokens.join([masks[n] for n in names])
+    return _attend({n: qkv[n] for n in names}, part, implementation)
+
+  def mixed():
+    found = among([n for n in qkv if n not in new])
+    for i, name in enumerate(new):
+      more = among([n for n in qkv if n not in new[i + 1 :]])
+      mix = lambda x, y, part=shares[name]: (x + part * (y - x)).astype(x.dtype)
+      found = more | {n: mix(x, more[n]) for n, x in found.items()}
+    return found
+
+  whole = jnp.all(jnp.stack([shares[name] for name in new]) >= 1)
+  plain = lambda: _attend(qkv, mask, implementation)
+  return jax.lax.cond(whole, plain, mixed)
+
+
+def _attend(qkv, mask, implementation):
+  queries = {n: q for n, (q, _, _) in qkv.items() if q is not None}
+  heads = attention(
+    tokens.join(list(queries.values())),
+    tokens.join([k for _, k, _ in qkv.values()]),
+    tokens.join([v for _, _, v in qkv.values()]),
+    mask,
+    implementation=implementation,
+  )
+  parts = tokens.split(heads, [q.shape[1] for q in queries.values()])
+  return dict(zip(queries, parts, strict=True))

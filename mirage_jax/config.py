@@ -8,6 +8,7 @@ import typing
 from typing import Any, Literal, TypeVar
 
 T = TypeVar('T')
+DROPS = ('drop_text', 'drop_audio', 'drop_reference', 'drop_extra', 'drop_all')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +22,14 @@ class StreamConfig:
     in_dim: Features of one input token: text channels (or the size of the id
       embedding), audio channels. Unused (0) for video.
     rope: Whether the stream's queries and keys are rotated.
+    name: Of a further stream, see `MirageConfig.extra`; '' else.
   """
 
   width: int
   mlp_dim: int
   in_dim: int = 0
   rope: bool = True
+  name: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,8 @@ class MirageConfig:
     video: The stream of target and reference-image tokens.
     text: The text stream, or None for a model without text.
     audio: The audio stream, or None for a silent model.
+    extra: Further streams of one token per video frame, each with a name: a
+      pose, a gaze. In all else they are as audio in joint attention.
     latent_channels: C of the video latents.
     patch_size: Rows and columns of latents in one token.
     text_vocab: 0 for float text features; else text is integer ids below it.
@@ -73,6 +78,7 @@ class MirageConfig:
   video: StreamConfig
   text: StreamConfig | None = None
   audio: StreamConfig | None = None
+  extra: tuple[StreamConfig, ...] = ()
   latent_channels: int = 12
   patch_size: int = 2
   text_vocab: int = 0
@@ -95,9 +101,9 @@ class MirageConfig:
       raise ValueError(f'depth must be at least 1, got {self.depth}.')
     if self.head_dim % 2:
       raise ValueError(f'head_dim must be even for RoPE, got {self.head_dim}.')
-    for name in ('text', 'audio'):
-      stream = getattr(self, name)
-      if stream is not None and stream.in_dim < 1:
+    self._check_extra()
+    for name, stream in self.streams().items():
+      if name != 'video' and stream.in_dim < 1:
         raise ValueError(
           f'{name}.in_dim must be the features of one {name} token.'
         )
@@ -114,6 +120,22 @@ class MirageConfig:
         "audio.mlp_dim must be 0 with audio_fusion='cross': audio tokens are "
         'only attended to there. Spend the parameters on widths.'
       )
+
+  def _check_extra(self):
+    names = [stream.name for stream in self.extra]
+    known = ('', 'video', 'text', 'audio', 'reference')
+    if len({*names, *known}) < len(names) + len(known):
+      raise ValueError(
+        f'streams of extra need names of their own, got {names}.'
+      )
+    if wrong := [n for n in names if not n.isidentifier() or '_' in n]:
+      raise ValueError(f'extra: {wrong} must be plain words.')
+
+  def streams(self) -> dict[str, StreamConfig]:
+    """All streams that the model has, by name."""
+    named = {name: getattr(self, name) for name in ('video', 'text', 'audio')}
+    named |= {stream.name: stream for stream in self.extra}
+    return {name: cfg for name, cfg in named.items() if cfg is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +160,8 @@ class FlowConfig:
     drop_text: Probability that a sample loses its text.
     drop_audio: Probability that a sample loses its audio.
     drop_reference: Probability that a sample loses its reference tokens.
+    drop_extra: Probability that a sample loses a further stream, each on its
+      own.
     drop_all: Probability that a sample loses all of them together.
   """
 
@@ -154,13 +178,14 @@ class FlowConfig:
   drop_text: float = 0.1
   drop_audio: float = 0.1
   drop_reference: float = 0.1
+  drop_extra: float = 0.1
   drop_all: float = 0.1
 
   def __post_init__(self):
     _check_choices(self)
     if self.num_steps < 2:
       raise ValueError(f'num_steps must be at least 2, got {self.num_steps}.')
-    for name in ('drop_text', 'drop_audio', 'drop_reference', 'drop_all'):
+    for name in DROPS:
       if not 0.0 <= getattr(self, name) <= 1.0:
         raise ValueError(f'{name} must be a probability.')
 
@@ -185,7 +210,9 @@ def build(cls: type[T], mapping: Mapping[str, Any]) -> T:
       )
     values[key] = _nested(hints[key], value)
   for field in dataclasses.fields(cls):
-    if field.default is dataclasses.MISSING and field.name not in values:
+    defaults = field.default, field.default_factory
+    needed = all(x is dataclasses.MISSING for x in defaults)
+    if needed and field.name not in values:
       raise ValueError(f'{cls.__name__} needs the key {field.name!r}.')
   return cls(**values)
 
@@ -196,7 +223,8 @@ def _nested(hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(option) and hasattr(value, 'items'):
       return build(option, value)
     if typing.get_origin(option) is tuple:
-      return tuple(value)  # JSON has lists only.
+      inner = typing.get_args(option)[0]
+      return tuple(_nested(inner, item) for item in value)  # JSON has lists.
   return value
 
 

@@ -1,5 +1,6 @@
 """Grain pipelines over the shards that `launch.prepare` writes."""
 
+from collections.abc import Sequence
 import dataclasses
 import glob
 import os
@@ -134,14 +135,28 @@ class LatentConfig:
   augment: bool = True
 
 
-def latent_window(record, rng: np.random.Generator, *, cfg: LatentConfig):
+def latent_window(
+  record,
+  rng: np.random.Generator,
+  *,
+  cfg: LatentConfig,
+  extra: Sequence[str] = (),
+):
   """One training sample: a window of whole chunks and what conditions it.
+
+  Args:
+    record: As `launch.prepare` made it.
+    rng: What is drawn.
+    cfg: The window.
+    extra: Further arrays of the record to cut, of one row per frame, as each
+      of `MirageConfig.extra` needs.
 
   Returns:
     video [F Y X C]; reference [1 + past, Y X C] with reference_time and
     reference_mask: first an image of the same clip from outside the window,
     then the latents that lead up to it; audio [N Ca]; text, ids [L] or, if
-    `launch.features` has put them there, features [L Ct]; text_mask [L].
+    `launch.features` has put them there, features [L Ct]; text_mask [L]; those
+    of extra, float32 [N C].
   """
   latents, first_frame = _pick_offset(record, rng, cfg.num_chunks)
   room = len(latents) // CHUNK_LATENTS - cfg.num_chunks
@@ -169,7 +184,19 @@ def latent_window(record, rng: np.random.Generator, *, cfg: LatentConfig):
     audio=audio,
     text=words,
     text_mask=text_mask,
+    **{n: _rows(record, n, start, num_frames) for n in extra},
   )
+
+
+def _rows(record, name, start, count):
+  """What a further stream has for some frames."""
+  rows = record.get(name, ())[start : start + count]
+  if len(rows) < count:
+    raise ValueError(
+      f'clip {record["id"]} has no {count} rows of {name!r} from frame {start}: '
+      'put one for each frame in the shards, or leave it out of model.extra'
+    )
+  return rows.astype(np.float32)
 
 
 def _text(record, length):
@@ -217,10 +244,16 @@ def _outside(record, rng, start, num_frames):
   return record['reference'][pick], (int(frames[pick]) - start) / FPS
 
 
-def latents(cfg: LatentConfig, batch_size: int, seed: int, folder: str):
+def latents(
+  cfg: LatentConfig,
+  batch_size: int,
+  seed: int,
+  folder: str,
+  extra: Sequence[str] = (),
+):
   """Batches of `latent_window`."""
 
   def transform(record, rng):
-    return latent_window(record, rng, cfg=cfg)
+    return latent_window(record, rng, cfg=cfg, extra=extra)
 
   return batches(open_shards(folder), batch_size, seed, transform)

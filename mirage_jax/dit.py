@@ -49,9 +49,10 @@ class Mirage(nn.Module):
         reference: [B R Y X C] clean latents, at least with
         reference_time: [B R] their times in latents on the video's clock;
         text: [B L Ct] float features or [B L] integer ids;
-        audio: [B N Ca], one token per video frame;
-        reference_mask [B R], text_mask [B L], audio_mask [B N]: True for the
+        audio: [B N Ca], one token per video frame, as each of `cfg.extra`;
+        reference_mask [B R], text_mask [B L], audio_mask [B N]...: True for the
         tokens that exist; the others have no influence;
+        text_share, audio_share...: [] in [0, 1], see `block.Context.shares`;
         video_start: [] or [B] number of the first frame, 0 if absent; shifts
         the times of video and audio, a fifth of a latent per frame.
         An absent condition is the same as one that is masked out.
@@ -63,7 +64,7 @@ class Mirage(nn.Module):
       ValueError: `cond` and the configuration do not fit.
     """
     cfg = self.cfg
-    tokens.check_cond(cond)
+    tokens.check_cond(cond, [stream.name for stream in cfg.extra])
     streams = {'video': self._video_tokens(video, cond)}
     total = streams['video'].shape[1]
     num_video = total // (video.shape[1] + _frames(cond)) * video.shape[1]
@@ -74,22 +75,17 @@ class Mirage(nn.Module):
     if text.shape[1]:
       shape = (cfg.text.in_dim, cfg.text.width)
       streams['text'] = self._linear('text_in', shape)(text)
+    streams |= self._frame_tokens(cond)
     audio = None
-    if 'audio' in cond:
-      if cfg.audio is None:
-        raise ValueError('the model has no audio stream, but cond has audio.')
-      shape = (cfg.audio.in_dim, cfg.audio.width)
-      audio = self._linear('audio_in', shape)(cond['audio'])
-      if cfg.audio_fusion == 'joint':
-        streams['audio'], audio = audio, None
-      else:
-        audio = block.rms_norm(audio, block.EPS).astype(cfg.dtype)
+    if cfg.audio_fusion == 'cross' and 'audio' in cond:
+      audio = block.rms_norm(streams.pop('audio'), block.EPS).astype(cfg.dtype)
     context = block.Context(
       cond={name: nn.silu(c) for name, c in cond_vectors.items()},
       tables=self._tables(video.shape, cond, text.shape[1]),
       mask=_key_mask(lengths, streams, cond),
       audio=audio,
       audio_mask=cond.get('audio_mask'),
+      shares=_shares(streams, cond),
     )
     x = self._blocks(streams, context, lengths)
     x = self._output(x, context.cond['video'][:, -1:], video.shape)
@@ -107,6 +103,20 @@ class Mirage(nn.Module):
     x = tokens.join([part.astype(cfg.dtype) for part in parts])
     x = self._linear('video_in', (x.shape[-1], cfg.video.width))(x)
     return sharding.constrain(self, x, ('batch', 'seq', None))
+
+  def _frame_tokens(self, cond):
+    """Tokens of the streams that have one per video frame."""
+    if 'audio' in cond and self.cfg.audio is None:
+      raise ValueError('the model has no audio stream, but cond has audio.')
+    return {
+      name: self._linear(f'{name}_in', (cfg.in_dim, cfg.width))(cond[name])
+      for name, cfg in self._frame_streams(cond)
+    }
+
+  def _frame_streams(self, cond):
+    streams = self.cfg.streams().items()
+    grid = ('video', 'text')
+    return [(n, cfg) for n, cfg in streams if n in cond and n not in grid]
 
   def _cond_vectors(self, sigma, cond, lengths):
     """Condition vectors [B G Wc] of each stream, and the text features."""
@@ -131,7 +141,8 @@ class Mirage(nn.Module):
       raise ValueError('the model has no text stream, but cond has text.')
     joint = cfg.audio_condition == 'joint'
     audio = vector[:, -1:] if joint else time
-    return {'video': vector, 'text': vector[:, -1:], 'audio': audio}, text
+    vectors = dict.fromkeys(cfg.streams(), audio) | {'audio': audio}
+    return vectors | {'video': vector, 'text': vector[:, -1:]}, text
 
   def _frequencies(self, name, init):
     shape = (3, self.cfg.num_heads, self.cfg.head_dim // 2)
@@ -157,13 +168,14 @@ class Mirage(nn.Module):
       tables['video'] = rope.rotary_tables(
         self._frequencies('video', init), positions
       )
-    if 'audio' in cond and cfg.audio.rope:
-      time = rope.frame_time(np.arange(cond['audio'].shape[1]))
-      init = lambda key, shape: rope.init_frequencies(key, shape, space=False)
-      tables['audio'] = rope.rotary_tables(
-        self._frequencies('audio', init),
-        rope.line_positions(start + time[None]),
-      )
+    for name, stream in self._frame_streams(cond):
+      if stream.rope:
+        time = rope.frame_time(np.arange(cond[name].shape[1]))
+        init = lambda key, shape: rope.init_frequencies(key, shape, space=False)
+        tables[name] = rope.rotary_tables(
+          self._frequencies(name, init),
+          rope.line_positions(start + time[None]),
+        )
     if num_text and cfg.text.rope:
       time = jnp.arange(num_text, dtype=jnp.float32)[None]
       zeros = lambda key, shape: jnp.zeros(shape, jnp.float32)
@@ -231,7 +243,10 @@ def _key_mask(lengths, streams, cond):
     if mask is not None:
       mask = jnp.repeat(mask, lengths[0] // mask.shape[1], axis=1)
     parts.insert(0, (lengths[0], mask))
-  for name in tokens.STREAMS[1:]:
-    if name in streams:
-      parts.append((streams[name].shape[1], cond.get(f'{name}_mask')))
+  for name in tokens.ordered(streams)[1:]:
+    parts.append((streams[name].shape[1], cond.get(f'{name}_mask')))
   return tokens.key_mask(parts, batch)
+
+
+def _shares(streams, cond):
+  return {n: cond[f'{n}_share'] for n in streams if f'{n}_share' in cond}

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -17,10 +18,13 @@ from mirage_jax import (
   config as config_lib,
   data,
   flow,
+  lora as lora_lib,
   sharding,
+  stitch as stitch_lib,
   train_step as train_lib,
 )
 from mirage_jax.dit import Mirage
+from mirage_jax.latent_batch import abstract_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +38,25 @@ class Experiment:
   eval_dataset: Callable
   axis_rules: tuple
   tokens_per_step: int
+  adopt: Callable
 
 
-def init(key, *, model, tx, batch):
+def init(key, *, model, tx, batch, lora=None):
   """Fresh state; `batch` has the shapes of a batch of any size."""
   cond = {k: jnp.zeros(v.shape, v.dtype) for k, v in batch.items()}
   video = cond.pop('video')
   params = model.init(key, video, jnp.zeros(len(video)), cond)['params']
-  return train_lib.new_state(params, tx)
+  if lora is None:
+    return train_lib.new_state(params, tx)
+  changes = lora_lib.init(jax.random.fold_in(key, 0), lora, nn.unbox(params))
+  return lora_lib.LoraState(
+    **vars(train_lib.new_state(changes, tx)), base=params
+  )
+
+
+def bind(state, params, lora):
+  """The parameters that the model runs with, of those that are learned."""
+  return params if lora is None else lora_lib.attach(state.base, params, lora)
 
 
 def objective(params, batch, key, *, model, cfg):
@@ -54,47 +69,69 @@ def objective(params, batch, key, *, model, cfg):
   return loss, {'loss_noisy': sums[0] / jnp.maximum(sums[1], 1)}
 
 
-def train_step(state, batch, key, *, model, cfg, tx, ema_decay):
+def adopt(state, found, *, stitch, lora=None):
+  """A fresh state with the weights that another run has `found`.
+
+  Raises:
+    ValueError: they are of another model, see `stitch.adopt`.
+  """
+  if lora is not None:
+    return state.replace(base=stitch_lib.adopt(stitch, state.base, found))
+  trees = state.params, state.ema
+  params, ema = (stitch_lib.adopt(stitch, tree, found) for tree in trees)
+  return state.replace(params=params, ema=ema)
+
+
+def train_step(
+  state, batch, key, *, model, cfg, stitch, tx, ema_decay, lora=None
+):
   """(state, batch, base key) -> (state, metrics)."""
   key = jax.random.fold_in(key, state.step)
-  loss_fn = functools.partial(
-    objective, batch=batch, key=key, model=model, cfg=cfg
-  )
+  batch = stitch_lib.during(stitch, batch, state.step, key)
+
+  def loss_fn(params):
+    params = bind(state, params, lora)
+    return objective(params, batch, key, model=model, cfg=cfg)
+
   return train_lib.update(state, loss_fn, tx, ema_decay)
 
 
-def eval_step(state, batch, key, *, model, cfg):
+def eval_step(state, batch, key, *, model, cfg, stitch, lora=None):
   """Loss of the averaged parameters with every condition present."""
-  loss, metrics = objective(state.ema, batch, key, model=model, cfg=cfg)
+  batch = batch | stitch_lib.shares(stitch, state.step)
+  params = bind(state, state.ema, lora)
+  loss, metrics = objective(params, batch, key, model=model, cfg=cfg)
   return {'loss': loss, **metrics}
 
 
-def abstract_batch(
-  config: Mapping[str, Any], batch_size: int
-) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes and dtypes of a batch, without data."""
-  source = config_lib.build(data.LatentConfig, config['data'])
-  model = config_lib.build(config_lib.MirageConfig, config['model'])
-  rows, columns = config['latent_size']
-  grid = (rows, columns, model.latent_channels)
-  frames = source.num_chunks * data.CHUNK_FRAMES
-  references = 1 + source.past
-  text = ((source.text_length,), jnp.int32)
-  if not model.text_vocab:
-    text = ((source.text_length, model.text.in_dim), jnp.float32)
-  shapes = dict(
-    video=((source.num_chunks * data.CHUNK_LATENTS, *grid), jnp.float32),
-    reference=((references, *grid), jnp.float32),
-    reference_time=((references,), jnp.float32),
-    reference_mask=((references,), jnp.bool_),
-    audio=((frames, model.audio.in_dim), jnp.float32),
-    text=text,
-    text_mask=((source.text_length,), jnp.bool_),
-  )
-  return {
-    name: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
-    for name, (shape, dtype) in shapes.items()
-  }
+def dataset(source, batch_size, seed, folder, *, names, extra):
+  """Batches of `data.latents`, without what the model has no stream for."""
+  found = data.latents(source, batch_size, seed, folder, extra)
+  if 'audio' in names and 'text' in names:
+    return found
+  return found.map(lambda batch: {name: batch[name] for name in names})
+
+
+def recipes(
+  config: Mapping[str, Any], model: config_lib.MirageConfig
+) -> tuple[stitch_lib.StitchConfig, lora_lib.LoraConfig | None]:
+  """How a run starts from other weights, by the optional keys of its config.
+
+  Raises:
+    ValueError: a recipe does not fit the model or the run.
+  """
+  stitch = config_lib.build(stitch_lib.StitchConfig, config.get('stitch') or {})
+  stitch_lib.check(stitch, model, config['num_steps'])
+  if not config.get('lora'):
+    return stitch, None
+  if not config['init_from']:
+    raise ValueError('lora changes other weights: name them in init_from.')
+  if config.get('stitch'):
+    raise ValueError(
+      'lora and stitch do not go together: stitch first, then change the '
+      'result.'
+    )
+  return stitch, config_lib.build(lora_lib.LoraConfig, config['lora'])
 
 
 def make(config: Mapping[str, Any]) -> Experiment:
@@ -108,27 +145,29 @@ def make(config: Mapping[str, Any]) -> Experiment:
   source = config_lib.build(data.LatentConfig, config['data'])
   cfg = config_lib.build(config_lib.FlowConfig, config['flow'])
   model = Mirage(config_lib.build(config_lib.MirageConfig, config['model']))
-  tx = train_lib.optimizer(opt, config['num_steps'])
+  stitch, lora = recipes(config, model.cfg)
+  tx = stitch_lib.optimizer(opt, stitch, config['num_steps'])
   size, seed = config['batch_size'], config['seed']
   batch = abstract_batch(config, size)
   patches = batch['video'].shape[1:4]
   tokens = patches[0] * patches[1] * patches[2] // model.cfg.patch_size**2
-  plain = dict.fromkeys(
-    ('motion_weight', 'drop_text', 'drop_audio', 'drop_reference', 'drop_all'),
-    0.0,
-  )
+  plain = dict.fromkeys(('motion_weight', *config_lib.DROPS), 0.0)
   whole = dataclasses.replace(cfg, **plain)
   held_out = dataclasses.replace(source, augment=False)
+  how = dict(model=model, stitch=stitch, lora=lora)
+  parts = dict(names=tuple(batch), extra=tuple(s.name for s in model.cfg.extra))
+  batches = lambda source, folder: functools.partial(
+    dataset, source, size, seed, folder, **parts
+  )
   return Experiment(
-    init=functools.partial(init, model=model, tx=tx, batch=batch),
+    init=functools.partial(init, model=model, tx=tx, batch=batch, lora=lora),
     train_step=functools.partial(
-      train_step, model=model, cfg=cfg, tx=tx, ema_decay=opt.ema_decay
+      train_step, cfg=cfg, tx=tx, ema_decay=opt.ema_decay, **how
     ),
-    dataset=functools.partial(data.latents, source, size, seed, source.train),
-    eval_step=functools.partial(eval_step, model=model, cfg=whole),
-    eval_dataset=functools.partial(
-      data.latents, held_out, size, seed, source.eval
-    ),
+    dataset=batches(source, source.train),
+    eval_step=functools.partial(eval_step, cfg=whole, **how),
+    eval_dataset=batches(held_out, source.eval),
     axis_rules=sharding.AXIS_RULES,
     tokens_per_step=size * tokens,
+    adopt=functools.partial(adopt, stitch=stitch, lora=lora),
   )

@@ -12,7 +12,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from mirage_jax import config
+from mirage_jax import config, tokens
 
 Apply = Callable[[Array, Array, Mapping[str, Array]], Array]
 
@@ -83,25 +83,27 @@ def drop_conditions(
   """Masks out conditions of random samples, for classifier-free guidance.
 
   Each present condition is dropped on its own with its probability, and all
-  together with `drop_all`. Only masks change.
+  together with `drop_all`. Only masks change. What is drawn for a condition
+  does not depend on which others there are.
   """
-  present = [n for n in ('reference', 'text', 'audio') if n in cond]
+  present = tokens.conditions(cond)
   result = dict(cond)
   if not present:
     return result
-  keys = jax.random.split(key, 4)
+  known = tokens.CONDITIONS
+  keys = dict(zip((*known, 'all'), jax.random.split(key, 4), strict=True))
+  further = [name for name in present if name not in known]
+  for i, name in enumerate(further):
+    keys[name] = jax.random.fold_in(key, i)
   batch = cond[present[0]].shape[0]
-  drop_all = jax.random.bernoulli(keys[3], cfg.drop_all, (batch,))
-  for name, subkey in zip(
-    ('reference', 'text', 'audio'), keys[:3], strict=True
-  ):
-    if name in present:
-      rate = getattr(cfg, f'drop_{name}')
-      drop = drop_all | jax.random.bernoulli(subkey, rate, (batch,))
-      mask = cond.get(f'{name}_mask')
-      if mask is None:
-        mask = jnp.ones(cond[name].shape[:2], bool)
-      result[f'{name}_mask'] = mask & ~drop[:, None]
+  drop_all = jax.random.bernoulli(keys['all'], cfg.drop_all, (batch,))
+  for name in present:
+    rate = cfg.drop_extra if name in further else getattr(cfg, f'drop_{name}')
+    drop = drop_all | jax.random.bernoulli(keys[name], rate, (batch,))
+    mask = cond.get(f'{name}_mask')
+    if mask is None:
+      mask = jnp.ones(cond[name].shape[:2], bool)
+    result[f'{name}_mask'] = mask & ~drop[:, None]
   return result
 
 

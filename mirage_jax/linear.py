@@ -6,6 +6,9 @@ from flax import linen as nn
 from jax import lax, numpy as jnp
 from jaxtyping import Array, Float
 
+# Parameters of a low-rank change, if a kernel has one beside it; see `lora`.
+LORA = ('lora_a', 'lora_b')
+
 
 class Linear(nn.Module):
   """Contracts the last axes of the input with a kernel of any rank.
@@ -49,6 +52,8 @@ class Linear(nn.Module):
       kernel.astype(self.dtype),
       ((inputs, tuple(range(n))), ((), ())),
     )
+    if self.has_variable('params', LORA[0]):
+      y = y + self._change(x, inputs)
     if self.use_bias:
       bias = self.param(
         'bias',
@@ -59,3 +64,13 @@ class Linear(nn.Module):
       lead = (1,) * (x.ndim - n)
       y = y + bias.astype(self.dtype).reshape(lead + shape[n:])
     return y
+
+  def _change(self, x, inputs):
+    a, b = (self.get_variable('params', name) for name in LORA)
+    contracted = tuple(range(self.num_in))
+    low = lax.dot_general(
+      x.astype(self.dtype),
+      a.astype(self.dtype),
+      ((inputs, contracted), ((), ())),
+    )
+    return jnp.tensordot(low, b.astype(self.dtype), 1)

@@ -4,7 +4,7 @@ The joint sequence is [reference, video, text, audio]; absent parts have no
 tokens. Attention does not see order, only positions (`rope`) and masks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -19,6 +19,22 @@ COND_KEYS = CONDITIONS + (
   'audio_mask',
   'video_start',
 )
+# What is told of a condition beside its tokens.
+_SUFFIXES = ('_mask', '_time', '_share', '_start')
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+  """Names of streams in the joint sequence's order, further ones last."""
+  names = set(names)
+  known = [name for name in STREAMS if name in names]
+  return known + sorted(names.difference(STREAMS))
+
+
+def conditions(cond: Mapping[str, Array]) -> list[str]:
+  """The conditions that have tokens, further streams last."""
+  names = {n for n in cond if n != 'video' and not n.endswith(_SUFFIXES)}
+  known = [name for name in CONDITIONS if name in names]
+  return known + sorted(names.difference(CONDITIONS))
 
 
 def patchify(
@@ -51,12 +67,19 @@ def unpatchify(
   return latents.transpose(0, 1, 2, 4, 3, 5, 6).reshape(tuple(shape))
 
 
-def check_cond(cond: Mapping[str, Array]):
-  """Raises ValueError for a key that no model reads, or one that lacks."""
+def check_cond(cond: Mapping[str, Array], extra: Sequence[str] = ()):
+  """Raises ValueError for a key that no model reads, or one that lacks.
+
+  Args:
+    cond: The conditions.
+    extra: Names of the model's further streams.
+  """
+  known = COND_KEYS + tuple(f'{n}{end}' for n in extra for end in ('', '_mask'))
+  shares = [f'{name}_share' for name in (*STREAMS[1:], *extra)]
   for key in cond:
-    if key not in COND_KEYS:
-      raise ValueError(f'unknown condition {key!r}; known: {COND_KEYS}.')
-  for name in CONDITIONS:
+    if key not in known and key not in shares:
+      raise ValueError(f'unknown condition {key!r}; known: {known}.')
+  for name in (*CONDITIONS, *extra):
     if f'{name}_mask' in cond and name not in cond:
       raise ValueError(f'{name}_mask is given without {name}.')
   if 'reference' in cond and 'reference_time' not in cond:

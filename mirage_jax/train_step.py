@@ -1,6 +1,6 @@
 """The state of a training run and one optimizer update of it."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 import dataclasses
 from typing import Any, Literal
 
@@ -113,14 +113,25 @@ def hidden_matrices(params: Any) -> Any:
     names = [entry.key for entry in path if hasattr(entry, 'key')]
     if len(names) < 3 or names[-1] != 'kernel' or names[-2] not in HIDDEN:
       return None
-    first = 1 if 'blocks' in names else 0  # nn.scan stacks the layers there.
-    inputs = x.ndim - 1 if x.ndim == 5 and not first else first + 1
-    if names[-2] == 'out' and x.ndim - first == 3:
-      inputs = first + 2  # heads and their size
-    rows, columns = range(first, inputs), range(inputs, x.ndim)
+    first, end = input_axes(names, x.ndim)
+    rows, columns = range(first, end), range(end, x.ndim)
     return optax.contrib.MuonDimensionNumbers(tuple(rows), tuple(columns))
 
   return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def input_axes(names: Sequence[str], ndim: int) -> tuple[int, int]:
+  """The first of a kernel's axes that are inputs, and the first of its outputs.
+
+  Args:
+    names: The path to the kernel.
+    ndim: Its number of axes.
+  """
+  first = 1 if 'blocks' in names else 0  # nn.scan stacks the layers there.
+  end = ndim - 1 if ndim == 5 and not first else first + 1
+  if names[-2] == 'out' and ndim - first == 3:
+    end = first + 2  # heads and their size
+  return first, end
 
 
 def new_state(params: Any, tx: optax.GradientTransformation) -> TrainState:
@@ -155,4 +166,5 @@ def update(
   decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
   ema = optax.incremental_update(params, state.ema, 1 - decay)
   metrics = {'loss': loss, 'grad_norm': optax.tree.norm(grads), **metrics}
-  return TrainState(state.step + 1, params, opt_state, ema), metrics
+  after = dict(params=params, opt_state=opt_state, ema=ema)
+  return state.replace(step=state.step + 1, **after), metrics

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch import bundle, checkpoint, loop
+from launch import bundle, checkpoint, loop, warm_start
 from launch.errors import UserError
 from tests.launch import toy_config
 
@@ -26,7 +26,7 @@ def test_another_model_is_refused(tmp_path, monkeypatch):
   config = toy_config.plain()
   config['init_from'] = str(tmp_path / 'first')
   monkeypatch.setattr(
-    loop, 'restore_params', lambda workdir: ({}, {'w': np.zeros(3)})
+    warm_start, 'restore_params', lambda workdir: ({}, {'w': np.zeros(3)})
   )
   with pytest.raises(UserError, match=r'init_from=.*first: .* another model'):
     loop.train(config, tmp_path / 'second')
@@ -44,7 +44,8 @@ def test_a_bundle_gives_the_part_that_fits(tmp_path):
   bundle.save(path, bundle.Bundle(config, other, stats, average))
   fresh = jax.tree.map(np.zeros_like, first.params)
   fresh = jax.tree.map(jax.numpy.asarray, fresh)
-  started = loop.warm_start(first.replace(params=fresh), path)
+  state = first.replace(params=fresh)
+  started = warm_start.load(state, path, warm_start.same_model)
   half = jax.tree.map(lambda x: x.astype(np.float16), average)
   jax.tree.map(np.testing.assert_array_equal, started.params, half)
 
@@ -54,8 +55,8 @@ def test_weights_of_half_precision_become_the_state_s_own(
 ):
   first = loop.train(toy_config.plain(num_steps=3), tmp_path / 'first')
   half = jax.tree.map(lambda x: np.asarray(x, np.float16), first.params)
-  monkeypatch.setattr(loop, 'restore_params', lambda workdir: ({}, half))
-  started = loop.warm_start(first, tmp_path)
+  monkeypatch.setattr(warm_start, 'restore_params', lambda workdir: ({}, half))
+  started = warm_start.load(first, tmp_path, warm_start.same_model)
   jax.tree.map(np.testing.assert_array_equal, started.params, half)
   for tree in (started.params, started.ema):
     assert {x.dtype for x in jax.tree.leaves(tree)} == {np.dtype('float32')}

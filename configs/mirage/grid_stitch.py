@@ -1,0 +1,73 @@
+"""What warm-up and stitching buy: a silent model learns to hear, on GRID.
+
+Windows of one second, as in the first stage of configs/mirage/grid.py, whose
+data and model these are; its docstring prepares the shards. Four runs of 600
+steps of 8 windows, but `:scratch`, which has the budget of two. On two CPU cores
+about two steps a second: half an hour in all.
+
+  python -m launch.train --config configs/mirage/grid_stitch.py:silent \
+      --workdir runs/stitch/silent
+  python -m launch.train --config configs/mirage/grid_stitch.py:attach \
+      --workdir runs/stitch/attach
+  python -m launch.train --config configs/mirage/grid_stitch.py:naive \
+      --workdir runs/stitch/naive
+  python -m launch.train --config configs/mirage/grid_stitch.py:scratch \
+      --workdir runs/stitch/scratch
+  python -m launch.curves --out runs/stitch/curves.png runs/stitch/silent \
+      runs/stitch/attach runs/stitch/naive runs/stitch/scratch
+
+`:silent` is a video model with text and reference images. `:attach` gives it an
+audio stream by the recipe of `mirage_jax.stitch`: for 100 steps only that
+learns, while its share of attention rises from 0 to 1; then all does. `:naive`
+starts from the same weights and trains all at once, with sound in full from the
+first step. `:scratch` trains all streams together. Another place for the runs is
+`:attach,runs=FOLDER`, another seed --config.seed=1. Then, for the lips,
+
+  python -m launch.export --workdir runs/stitch/attach --vae runs/vae.safetensors \
+      --out runs/stitch/attach.safetensors
+  python -m launch.evaluate --checkpoint runs/stitch/attach.safetensors \
+      --data CLIPS --split split.json --subset val --out out/attach
+"""
+
+import ml_collections
+
+from configs import args
+from configs.mirage import grid
+
+VARIANTS = ('silent', 'attach', 'scratch', 'naive')
+STEPS = 600
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """`grid_stitch.py:attach`, with `data=FOLDER` and `runs=FOLDER`."""
+  parsed = args.parse(arg, VARIANTS, data='data/grid', runs='runs/stitch')
+  variant = parsed.variant
+  config = grid.dit(f'{parsed.data}/latents', cross=False)
+  config.update(
+    dict(
+      num_steps=2 * STEPS if variant == 'scratch' else STEPS,
+      save_every=200,
+      eval_every=50,
+    )
+  )
+  config.data.update(dict(num_chunks=1, past=0, text_length=1))
+  config.optimizer.warmup_steps = 50
+  del config.data.drop_past  # There is no past.
+  if variant == 'silent':
+    del config.model.audio
+  if variant in ('attach', 'naive'):
+    config.init_from = f'{parsed.runs}/silent'
+    config.stitch = stitch(100 if variant == 'attach' else 0)
+  return config
+
+
+def stitch(steps: int) -> ml_collections.ConfigDict:
+  """An audio stream that is new, with a warm-up of `steps`."""
+  return ml_collections.ConfigDict(
+    dict(
+      new=('audio',),
+      warmup_steps=steps,
+      ramp_steps=steps,
+      factors=dict(video=1.0),
+    )
+  )
