@@ -14,26 +14,15 @@ sampled as by launch.sample, with the same flags for guidance, solver and cache.
 """
 
 import dataclasses
-import pathlib
 import sys
 
 from absl import app, flags
 import numpy as np
 
-from launch import bundle, evaluation, generate, guidance_flags
+from launch import bundle, clip_flags, evaluation, generate, guidance_flags
 from launch.errors import UserError, one_line
 
-_CHECKPOINT = flags.DEFINE_string(
-  'checkpoint', str(bundle.DEFAULT), 'a bundle; the shipped one if unset'
-)
-_DATA = flags.DEFINE_string('data', None, 'folder of video files with sound')
-_SPLIT = flags.DEFINE_string(
-  'split', None, 'JSON {subset: [names without suffix]}; all files if unset'
-)
-_SUBSET = flags.DEFINE_string('subset', 'val', 'which list of the split')
-_LIMIT = flags.DEFINE_integer('limit', None, 'only the first so many clips')
-_OUT = flags.DEFINE_string('out', None, 'folder for scores, tables, pictures')
-_SEED = flags.DEFINE_integer('seed', 0, 'of the first clip; one more for each')
+_CLIPS = clip_flags.ClipFlags()
 _SAMPLING = guidance_flags.SamplingFlags('num_steps')
 _TEXT = flags.DEFINE_string('text', '', 'prompt for every clip')
 _REFERENCE = flags.DEFINE_enum(
@@ -48,22 +37,16 @@ _NUM_PLOTS = flags.DEFINE_integer('num_plots', 4, 'clips to draw')
 
 def main(_: list[str]) -> None:
   with one_line():
-    if not _DATA.value or not _OUT.value:
-      raise UserError('--data and --out are needed; see --help')
-    split = pathlib.Path(_SPLIT.value) if _SPLIT.value else None
-    files = evaluation.list_clips(
-      pathlib.Path(_DATA.value), split, _SUBSET.value, _LIMIT.value
-    )
-    weights = bundle.load(_CHECKPOINT.value)
+    files, weights = _CLIPS.files(), _CLIPS.weights()
     if weights.dit is None and not _VAE_ONLY.value:
       raise UserError(
-        f'{_CHECKPOINT.value}: holds a VAE alone; give --vae_only'
+        f'{_CLIPS.checkpoint}: holds a VAE alone; give --vae_only'
       )
     plan = evaluation.make_plan(
       list(files),
-      checkpoint=_CHECKPOINT.value,
+      checkpoint=_CLIPS.checkpoint,
       size=weights.config['data']['size'],
-      seed=_SEED.value,
+      seed=_CLIPS.seed,
       own_reference=_REFERENCE.value == 'own',
       shuffle_audio=_SHUFFLE_AUDIO.value,
       vae_only=_VAE_ONLY.value,
@@ -72,7 +55,7 @@ def main(_: list[str]) -> None:
     evaluation.Evaluation(
       plan,
       files,
-      pathlib.Path(_OUT.value),
+      _CLIPS.out,
       evaluation.make_rebuild(weights),
       None if _VAE_ONLY.value else make_generate(weights),
       _NUM_PLOTS.value,
@@ -86,7 +69,7 @@ def sampling() -> dict[str, float | int | str]:
   """
   weights = _SAMPLING.guidance()
   return {
-    'num_steps': _SAMPLING.settings(_SEED.value).steps,
+    'num_steps': _SAMPLING.settings(_CLIPS.seed).steps,
     'text': _TEXT.value,
     'audio_cfg': weights.weight('audio').value,
     'text_cfg': weights.weight('text').value,
@@ -97,9 +80,9 @@ def sampling() -> dict[str, float | int | str]:
 def make_generate(weights: bundle.Bundle) -> evaluation.Generate:
   """The bundle's model under the flags' settings."""
   generator = generate.Generator(
-    weights, _CHECKPOINT.value, _SAMPLING.quantised
+    weights, _CLIPS.checkpoint, _SAMPLING.quantised
   )
-  settings = _SAMPLING.settings(_SEED.value)
+  settings = _SAMPLING.settings(_CLIPS.seed)
 
   def make(wave: np.ndarray, image: np.ndarray, seed: int) -> np.ndarray:
     seeded = dataclasses.replace(settings, seed=seed)

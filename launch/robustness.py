@@ -23,6 +23,7 @@ import numpy as np
 
 from launch import (
   bundle,
+  clip_flags,
   clip_scores,
   closures,
   evaluation,
@@ -35,24 +36,16 @@ from launch import (
   shards,
   speech,
 )
-from launch.errors import UserError, one_line
+from launch.errors import one_line
 from launch.generate import Generator
 from mirage_jax import evals, evals_image
 from mirage_jax.audio import RATE
 
-_CHECKPOINT = flags.DEFINE_string(
-  'checkpoint', str(bundle.DEFAULT), 'a bundle; the shipped one if unset'
-)
-_DATA = flags.DEFINE_string('data', None, 'folder of video files with sound')
-_SPLIT = flags.DEFINE_string('split', None, 'JSON {subset: [names]}')
-_SUBSET = flags.DEFINE_string('subset', 'val', 'which list of the split')
-_LIMIT = flags.DEFINE_integer('limit', 4, 'so many clips a row', 2)
+_CLIPS = clip_flags.ClipFlags(4, 'so many clips a row')
 _LONG = flags.DEFINE_integer(
   'long', 60, 'seconds of the drift curve; 0 leaves it out', 0
 )
 _SPOKEN = flags.DEFINE_bool('spoken', True, 'a row for a synthesiser')
-_OUT = flags.DEFINE_string('out', None, 'folder for figures and plots')
-_SEED = flags.DEFINE_integer('seed', 0, 'of the first clip; one more for each')
 _SAMPLING = guidance_flags.SamplingFlags()
 
 SENTENCES = (
@@ -91,14 +84,8 @@ CASES |= {
 
 def main(_: list[str]) -> None:
   with one_line():
-    if not _DATA.value or not _OUT.value:
-      raise UserError('--data and --out are needed; see --help')
-    split = pathlib.Path(_SPLIT.value) if _SPLIT.value else None
-    files = evaluation.list_clips(
-      pathlib.Path(_DATA.value), split, _SUBSET.value, None
-    )
-    weights = bundle.load(_CHECKPOINT.value)
-    study = Study(weights, files, pathlib.Path(_OUT.value))
+    files = _CLIPS.files(limited=False)
+    study = Study(_CLIPS.weights(), files, _CLIPS.out)
     evaluation.claim(study.out / 'plan.json', study.plan)
     rows = study.rows()
     if _SPOKEN.value:
@@ -106,7 +93,7 @@ def main(_: list[str]) -> None:
     if _LONG.value:
       rows[f'{_LONG.value} seconds'] = study.long(_LONG.value)
     evaluation_report.save_json(study.out / 'robustness.json', rows)
-    table = robustness_report.markdown(rows, _LIMIT.value)
+    table = robustness_report.markdown(rows, _CLIPS.limit)
     (study.out / 'robustness.md').write_text(table)
     print(table)
 
@@ -122,16 +109,16 @@ class Study:
   ):
     self.files, self.out = files, out
     self.size = weights.config['data']['size']
-    self.settings = _SAMPLING.settings(_SEED.value)
+    self.settings = _SAMPLING.settings(_CLIPS.seed)
     self.plan = evaluation.make_plan(
       list(files),
-      checkpoint=_CHECKPOINT.value,
+      checkpoint=_CLIPS.checkpoint,
       size=self.size,
-      seed=_SEED.value,
+      seed=_CLIPS.seed,
       sampling=_SAMPLING.changed(),
     )
     self.mesh = faces.default_mesh()
-    self.generator = Generator(weights, _CHECKPOINT.value, _SAMPLING.quantised)
+    self.generator = Generator(weights, _CLIPS.checkpoint, _SAMPLING.quantised)
 
   def kept(self, name: str, make: Callable[[], Any]) -> Any:
     """What `make` returned, now or in an earlier run."""
@@ -148,14 +135,14 @@ class Study:
   def generate(
     self, wave: np.ndarray, image: np.ndarray, seed: int
   ) -> np.ndarray:
-    settings = dataclasses.replace(self.settings, seed=_SEED.value + seed)
+    settings = dataclasses.replace(self.settings, seed=_CLIPS.seed + seed)
     return self.generator(wave, image, '', settings)
 
   def rows(self) -> dict[str, dict[str, Any]]:
     """The mean figures of every case over the clips."""
     names = list(CASES)
     results = {name: [] for name in names}
-    for n in range(min(_LIMIT.value, len(self.plan.clips))):
+    for n in range(min(_CLIPS.limit, len(self.plan.clips))):
       clip_id = self.plan.clips[n]
       for name in names:
         part = self.kept(

@@ -24,6 +24,7 @@ import numpy as np
 
 from launch import (
   bundle,
+  clip_flags,
   clip_scores,
   evaluation,
   evaluation_report,
@@ -37,15 +38,7 @@ from launch.errors import UserError, one_line
 from launch.generate import Generator, Settings
 from launch.stopwatch import Stopwatch
 
-_CHECKPOINT = flags.DEFINE_string(
-  'checkpoint', str(bundle.DEFAULT), 'a bundle; the shipped one if unset'
-)
-_DATA = flags.DEFINE_string('data', None, 'folder of video files with sound')
-_SPLIT = flags.DEFINE_string('split', None, 'JSON {subset: [names]}')
-_SUBSET = flags.DEFINE_string('subset', 'val', 'which list of the split')
-_LIMIT = flags.DEFINE_integer('limit', None, 'only the first so many clips')
-_OUT = flags.DEFINE_string('out', None, 'folder for scores, table, plot')
-_SEED = flags.DEFINE_integer('seed', 0, 'of the first clip; one more for each')
+_CLIPS = clip_flags.ClipFlags()
 _AUDIO_CFGS = flags.DEFINE_list('audio_cfgs', ['1', '2', '3', '4'], 'weights')
 _STEPS = flags.DEFINE_list('steps', ['4', '8', '16'], 'numbers of steps')
 _SOLVERS = flags.DEFINE_list('solvers', ['euler', 'dpmpp_2m'], 'solvers')
@@ -66,17 +59,10 @@ class Cell(NamedTuple):
 
 def main(_: list[str]) -> None:
   with one_line():
-    if not _DATA.value or not _OUT.value:
-      raise UserError('--data and --out are needed; see --help')
+    files = _CLIPS.files()
     cells = read_cells(_AUDIO_CFGS.value, _STEPS.value, _SOLVERS.value)
-    split = pathlib.Path(_SPLIT.value) if _SPLIT.value else None
-    files = evaluation.list_clips(
-      pathlib.Path(_DATA.value), split, _SUBSET.value, _LIMIT.value
-    )
-    weights = bundle.load(_CHECKPOINT.value)
-    out = pathlib.Path(_OUT.value)
-    sweep = Sweep(weights, files, out, cells)
-    evaluation.claim(out / 'plan.json', sweep.plan)
+    sweep = Sweep(_CLIPS.weights(), files, _CLIPS.out, cells)
+    evaluation.claim(_CLIPS.out / 'plan.json', sweep.plan)
     sweep.run()
     print(sweep.report())
 
@@ -118,9 +104,9 @@ class Sweep:
     self.size = weights.config['data']['size']
     self.plan = evaluation.make_plan(
       list(files),
-      checkpoint=_CHECKPOINT.value,
+      checkpoint=_CLIPS.checkpoint,
       size=self.size,
-      seed=_SEED.value,
+      seed=_CLIPS.seed,
       sampling={'cache': _CACHE.value},
     )
     self.generator = Generator(weights)
@@ -159,7 +145,7 @@ class Sweep:
       path = self.path(clip_id, cell.name)
       if path.exists():
         continue
-      frames, spent = self.make(clip.wave, image, settings, _SEED.value + n)
+      frames, spent = self.make(clip.wave, image, settings, _CLIPS.seed + n)
       scores = score(look(frames)) | {'sampling_seconds': spent}
       save(path, scores)
       print(
