@@ -33,10 +33,10 @@ test-full: $(VENV)/ready ## the fast tests and those that take minutes
 	@echo '== testing, everything'
 	@$(VENV)/bin/python -m pytest -q -n $(WORKERS) $(PYTEST_ARGS)
 
-parity: $(PARITY)/ready ## the tests that compare with PyTorch code
-	@echo '== testing against PyTorch'
-	@$(PARITY)/bin/python -m pytest -q $(PYTEST_ARGS) \
-	  $$(find tests -name '*parity_test.py')
+parity: $(PARITY)/ready ## the tests that need PyTorch, or libtpu to compile
+	@echo '== testing against PyTorch, and compiling for TPUs that are not here'
+	@$(PARITY)/bin/python -m pytest -q -n $(WORKERS) $(PYTEST_ARGS) \
+	  $$(find tests -name '*parity_test.py' -o -name '*aot_test.py')
 
 lint: $(VENV)/ready
 	@echo '== checking format and lint'
@@ -82,4 +82,4 @@ $(PARITY)/ready: pyproject.toml constraints.txt
 	@echo '== installing PyTorch'
 	@$(PARITY)/bin/python -m pip install -q torch==2.13.0
 	@echo '== installing pinned packages'
-	$(call install,$(PARITY),$(EXTRAS)$(comma)convert)
+	$(call install,$(PARITY),$(EXTRAS)$(comma)convert$(comma)tpu)

@@ -244,7 +244,12 @@ def test_a_step_compiles_for_a_pod(tmp_path):
   [
     (['--topology=v5p:3x3x3'], 'libtpu does not know it'),
     (
-      ['--topology=v6e:4x4', '--config.mesh.data=8', '--config.mesh.context=2'],
+      [
+        '--topology=v6e:4x4',
+        '--config.mesh.data=8',
+        '--config.mesh.context=2',
+        '--config.batch_size=8',
+      ],
       'cuts a side of the torus',
     ),
     (
@@ -262,7 +267,7 @@ def test_a_step_compiles_for_a_pod(tmp_path):
   ],
 )
 def test_what_a_pod_refuses(arguments, said):
-  ran = run(f'--config={GRID}', '--nocycles', *arguments, *SMALL)
+  ran = run(f'--config={GRID}', '--nocycles', *SMALL, *arguments)
   assert ran.returncode == 1
   assert ran.stderr.count('error: ') == 1
   assert said in ran.stderr.splitlines()[-1]
