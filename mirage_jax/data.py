@@ -124,7 +124,6 @@ class LatentConfig:
     drop_past: Share of the windows with a past that go without.
     augment: Change voices, levels and noise of the audio; of an encoder's
       features, only choose among the voices they were made of.
-    plain: Share of the windows whose sound stays as recorded all the same.
   """
 
   train: str
@@ -134,7 +133,6 @@ class LatentConfig:
   past: int = 2
   drop_past: float = 0.3
   augment: bool = True
-  plain: float = 0.0
 
 
 def latent_window(
@@ -172,11 +170,10 @@ def latent_window(
   has_past = bool(cfg.past and chunk and rng.random() >= cfg.drop_past)
   if has_past:
     past[:] = latents[begin - cfg.past : begin]
-  change = cfg.augment and rng.random() >= cfg.plain
-  variants = record['audio'] if change else record['audio'][:1]
+  variants = record['audio'] if cfg.augment else record['audio'][:1]
   audio = variants[rng.integers(len(variants))][start : start + num_frames]
   audio = audio.astype(np.float32)
-  if change and 'front_end' not in record:  # It works on log-mel only.
+  if cfg.augment and 'front_end' not in record:  # It works on log-mel only.
     audio = augment.augment_features(audio, rng)
   words, text_mask = _text(record, cfg.text_length)
   return dict(
