@@ -14,8 +14,8 @@ def draw(
 ) -> Image.Image:
   """A row for each image: itself, its segments, and every component's map.
 
-  A segment has the colour of its component, shaded by the image; a map is white
-  where its component is sure.
+  A segment has the colour of its component, shaded by the image; maps
+  go from black to white between the least and the most sure of an image's.
   """
   maps = maps[: len(images)]
   colours = palette(maps.shape[-1])
@@ -41,8 +41,9 @@ def _row(image, maps, colours):
   grey = picture.mean(-1, keepdims=True)
   mixed = np.uint8(0.55 * segments + 0.45 * grey)
   tiles = [picture, mixed]
+  bright = 255 * (maps - maps.min()) / max(np.ptp(maps), 1e-6)
   for j in range(maps.shape[-1]):
-    shown = np.uint8(255 * maps[..., j : j + 1].repeat(3, -1))
+    shown = np.uint8(bright[..., j : j + 1].repeat(3, -1))
     tiles.append(_resize(shown, Image.Resampling.NEAREST))
   line = np.full((TILE, GAP, 3), 255, np.uint8)
   parts = [part for tile in tiles for part in (tile, line)][:-1]
