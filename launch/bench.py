@@ -13,9 +13,9 @@ program, stand apart. Fewer threads: `taskset -c 0 python -m launch.bench mochi`
 
   python -m launch.bench sampling --data clips/ --split split.json --limit 10
 
-makes clips with step caching, in few steps and with quantised matmuls, and puts
-time and lips beside those of the plain 64 steps. Without --data it speaks
-sentences, and the lips are compared with the plain ones.
+makes clips with step caching, in the few steps of the distilled student and
+with quantised matmuls, and puts time and lips beside those of the plain 64
+steps. Without --data it speaks sentences, and compares lips with the plain ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,8 +42,13 @@ _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'a bundle; the shipped one if unset'
 )
 _STEPS = flags.DEFINE_integer('steps', 64, 'of the plain sampler', 2)
+_STUDENT = flags.DEFINE_string(
+  'student',
+  'fast',
+  'distilled from it, takes few steps; the shipped one if unset',
+)
 _FEW_STEPS = flags.DEFINE_integer(
-  'few_steps', None, 'that are few; the default of launch.sample if unset', 2
+  'few_steps', None, 'compares so many guided steps instead of the student', 2
 )
 _AUDIO_CFG = flags.DEFINE_float(
   'audio_cfg', None, 'weight of the sound; as launch.sample if unset'
@@ -209,17 +214,18 @@ def _row(title, cells):
 def sampling() -> None:
   """Measures, and prints the table or the line."""
   # Only here: the processes of other benchmarks shall not pay for JAX.
-  from launch import bench_sampling, bundle, evaluation, faces, generate
+  from launch import bench_sampling, bundle, evaluation, faces
   from launch.guidance_flags import make_caching, make_guidance
+  from launch.settings import AUDIO_CFG, Settings
 
   weight = _AUDIO_CFG.value
-  weight = generate.AUDIO_CFG if weight is None else weight
-  plain = generate.Settings(_STEPS.value, make_guidance(audio=weight))
+  weight = AUDIO_CFG if weight is None else weight
+  plain = Settings(_STEPS.value, make_guidance(audio=weight))
   weights = bundle.load(_CHECKPOINT.value or bundle.DEFAULT)
   ways = bench_sampling.make_ways(
     weights,
     plain,
-    _FEW_STEPS.value or generate.STEPS,
+    _FEW_STEPS.value or bundle.load(_STUDENT.value),
     make_caching(_CACHE.value),
     _QUANTISE.value,
   )

@@ -45,7 +45,7 @@ class Clip(NamedTuple):
 def make_ways(
   weights: bundle.Bundle,
   plain: Settings,
-  few_steps: int,
+  few: bundle.Bundle | int,
   caching: Caching,
   scheme: str,
 ) -> dict[str, Way]:
@@ -54,17 +54,21 @@ def make_ways(
   Args:
     weights: what samples.
     plain: how, with all steps and nothing to save time.
-    few_steps: how many steps a few are.
+    few: the distilled student, or how many steps of the same model are few.
     caching: see `mirage_jax.cache`.
     scheme: see `mirage_jax.quantise`.
   """
   generator = Generator(weights)
-  few = dataclasses.replace(plain, steps=few_steps)
+  if isinstance(few, int):
+    few_step = Way(generator, dataclasses.replace(plain, steps=few))
+  else:
+    student = Generator(few)
+    few_step = Way(student, student.usual)
   cached = dataclasses.replace(plain, caching=caching)
   return {
     PLAIN: Way(generator, plain),
     'cached': Way(generator, cached),
-    'few_step': Way(generator, few),
+    'few_step': few_step,
     'quantised': Way(Generator(weights, quantised=scheme), plain),
   }
 
@@ -116,8 +120,10 @@ def measure(
 def warm_up(ways: Mapping[str, Way], clip: Clip) -> None:
   """Compiles: the programs do not depend on the number of steps."""
   for way in ways.values():
-    few = dataclasses.replace(way.settings, steps=2)
-    way.generator(clip.wave, clip.image, '', few)
+    settings = way.settings
+    if not way.generator.own_steps:
+      settings = dataclasses.replace(settings, steps=2)
+    way.generator(clip.wave, clip.image, '', settings)
 
 
 def timed(
@@ -201,6 +207,8 @@ def describe(way: Way) -> str:
   """In a few words."""
   settings = way.settings
   parts = [f'{settings.steps} steps', settings.solver]
+  if way.generator.own_steps:
+    parts.append('distilled')
   if settings.caching:
     parts.append(
       f'branches at every {settings.caching.guidance}. step, attention at '

@@ -1,11 +1,14 @@
 """Weights for use: one safetensors file with the VAE, the DiT and how they fit.
 
 Arrays are float16 under `vae/...` and `dit/...`; the file's metadata has the
-config as JSON. A bundle of a VAE alone serves `launch.prepare`.
+config as JSON. A bundle of a VAE alone serves `launch.prepare`. A distilled
+student may be a small file of its own: under `changes/...` is what it adds to
+the transformer of another bundle in the same folder (`mirage_jax.lora`).
 """
 
 from collections.abc import Mapping
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -20,10 +23,13 @@ import safetensors.numpy
 from launch import atomic
 from launch.errors import UserError
 import mirage_jax
-from mirage_jax import config as config_lib
+from mirage_jax import config as config_lib, distil, lora
 from mirage_jax.vae import VaeConfig
 
 DEFAULT = pathlib.Path(mirage_jax.__file__).parent / 'assets/grid.safetensors'
+FAST = DEFAULT.with_name('grid_fast.safetensors')
+# What a --checkpoint may be called instead of by its path.
+NAMES = {'fast': FAST}
 # What sampling needs to know of a transformer's training data.
 WINDOW = ('num_chunks', 'text_length', 'past')
 
@@ -36,7 +42,8 @@ class Bundle:
     config: Plain dict with `vae` (VaeConfig's fields) and, with a DiT, `dit`
       (MirageConfig's fields), and `data` (what the model was trained on: `size`,
       rows and columns of a frame, and, with a DiT, `num_chunks`, `text_length`
-      and `past` of data.LatentConfig).
+      and `past` of data.LatentConfig). A distilled transformer has `sigmas`,
+      the only noise levels it knows.
     vae: Parameters of the VAE, float32.
     stats: 'mean' and 'std' [C] of its latents.
     dit: Parameters of the transformer, float32, or None.
@@ -76,8 +83,17 @@ def join(vae: Bundle, config: Mapping[str, Any], params: Any) -> Bundle:
       'size': vae.config['data']['size'],
       **{name: config['data'][name] for name in WINDOW},
     },
-  }
+  } | own_sigmas(config)
   return Bundle(about, vae.vae, vae.stats, params)
+
+
+def own_sigmas(config: Mapping[str, Any]) -> dict[str, list[float]]:
+  """{"sigmas": noise levels} of a distilled student; {} of any other run."""
+  if 'distil' not in config:
+    return {}
+  cfg = config_lib.build(distil.DistilConfig, config['distil'])
+  path = config_lib.build(config_lib.FlowConfig, config['flow'])
+  return {'sigmas': distil.student_sigmas(cfg, path).tolist()}
 
 
 def average(bundle: Bundle, others: Mapping[str, Bundle]) -> Bundle:
@@ -113,6 +129,47 @@ def save(path: str | os.PathLike, bundle: Bundle) -> None:
   tree = {'vae': bundle.vae, 'stats': dict(bundle.stats)}
   if bundle.dit is not None:
     tree['dit'] = bundle.dit
+  _write(path, tree, bundle.config)
+
+
+def save_changes(
+  path: str | os.PathLike,
+  base: str | os.PathLike,
+  changes: Any,
+  config: Mapping[str, Any],
+) -> None:
+  """Writes what a student adds to the transformer of a bundle.
+
+  Args:
+    path: the file to write.
+    base: the teacher's bundle, in the same folder.
+    changes: of `mirage_jax.lora`.
+    config: of the student's run, see `configs/mirage/grid_distil.py`.
+
+  Raises:
+    UserError: as of `save`, or the base lies elsewhere.
+  """
+  path, base = pathlib.Path(path), pathlib.Path(base)
+  if path.resolve().parent != base.resolve().parent:
+    raise UserError(
+      f'{path}: a student is looked for beside its base; write it into '
+      f'{base.parent}'
+    )
+  about = {'base': base.name, 'sha256': digest(load(base).dit)}
+  about |= {'lora': config['lora']} | own_sigmas(config)
+  _write(path, {'changes': changes}, about)
+
+
+def digest(params: Any) -> str:
+  """Of all names and values: what tells one transformer from another."""
+  found = hashlib.sha256()
+  flat = flax.traverse_util.flatten_dict(params, sep='/')
+  for name in sorted(flat):
+    found.update(name.encode() + flat[name].tobytes())
+  return found.hexdigest()
+
+
+def _write(path, tree, config):
   flat = {}
   for name, value in flax.traverse_util.flatten_dict(tree, sep='/').items():
     dtype = np.float32 if name.startswith('stats/') else np.float16
@@ -123,18 +180,23 @@ def save(path: str | os.PathLike, bundle: Bundle) -> None:
         f'{path}: {name} does not fit {dtype.__name__} (largest '
         f'{np.abs(value).max()}): export an earlier --step'
       )
-  metadata = {'config': json.dumps(bundle.config)}
+  metadata = {'config': json.dumps(config)}
   data = safetensors.numpy.save(flat, metadata=metadata)
   with atomic.replacing(path) as temporary:
     temporary.write_bytes(data)
 
 
 def load(path: str | os.PathLike = DEFAULT) -> Bundle:
-  """Reads a bundle.
+  """Reads a bundle; a student's changes together with their base.
+
+  Args:
+    path: the file, or one of NAMES.
 
   Raises:
-    UserError: it is missing, cut short, or no bundle of this project.
+    UserError: it is missing, cut short, or no bundle of this project; or it
+      holds changes of another base than the one beside it.
   """
+  path = NAMES.get(str(path), path)
   if not os.path.exists(path):
     raise UserError(
       f'{path}: no such checkpoint; give a bundle that launch.export wrote, or '
@@ -146,6 +208,8 @@ def load(path: str | os.PathLike = DEFAULT) -> Bundle:
       config = json.loads(metadata['config'])
       flat = {k: f.get_tensor(k).astype(np.float32) for k in f.keys()}
     tree = flax.traverse_util.unflatten_dict(flat, sep='/')
+    if 'base' in config:
+      return _student(pathlib.Path(path), config, tree['changes'])
     _check(config, 'dit' in tree)
     return Bundle(config, tree['vae'], tree['stats'], tree.get('dit'))
   except (safetensors.SafetensorError, OSError) as error:
@@ -158,6 +222,21 @@ def load(path: str | os.PathLike = DEFAULT) -> Bundle:
       f'{path}: is a safetensors file, but no bundle of launch.export (it '
       f'lacks {error}); export it again'
     ) from error
+
+
+def _student(path, config, changes):
+  """The base's bundle with the changes in its transformer."""
+  base = path.with_name(config['base'])
+  teacher = load(base)
+  if digest(teacher.dit) != config['sha256']:
+    raise UserError(
+      f'{path}: was distilled from another transformer than that of {base}; '
+      'distil it again, see configs/mirage/grid_distil.py'
+    )
+  cfg = config_lib.build(lora.LoraConfig, config['lora'])
+  dit = lora.merge(teacher.dit, changes, cfg)
+  about = {**teacher.config, 'sigmas': config['sigmas']}
+  return dataclasses.replace(teacher, config=about, dit=dit)
 
 
 def _check(config, has_dit):

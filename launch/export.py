@@ -19,6 +19,12 @@ transformer:
 
   python -m launch.export --changes changes.safetensors --vae mirage.safetensors \
       --out changed.safetensors
+
+A distilled student (configs/mirage/grid_distil.py), as a small file that is used
+as it is, beside the bundle of its teacher:
+
+  python -m launch.export --workdir runs/distil --base mirage.safetensors \
+      --out mirage_fast.safetensors
 """
 
 from collections.abc import Mapping
@@ -32,7 +38,12 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from launch import bundle as bundle_lib, changes as changes_lib, checkpoint
+from launch import (
+  bundle as bundle_lib,
+  changes as changes_lib,
+  checkpoint,
+  student,
+)
 from launch.errors import UserError, one_line
 from mirage_jax import config as config_lib, data, latents
 from mirage_jax.vae import CHUNK, Vae, VaeConfig
@@ -53,6 +64,9 @@ _CHANGES_ONLY = flags.DEFINE_bool(
 )
 _CHANGES = flags.DEFINE_string(
   'changes', None, 'a file of --changes_only, to merge into that of --vae'
+)
+_BASE = flags.DEFINE_string(
+  'base', None, 'for a distilled student: the bundle of its teacher'
 )
 
 
@@ -150,6 +164,8 @@ def main(_: list[str]) -> None:
       if not _VAE.value:
         raise UserError('--changes needs --vae=BUNDLE, which they change')
       bundle_lib.save(out, changed_bundle(_CHANGES.value, _VAE.value))
+    elif _BASE.value:
+      student.export(_WORKDIR.value, _STEP.value, _BASE.value, out)
     elif _CHANGES_ONLY.value:
       changes_lib.export(_WORKDIR.value, _STEP.value, out)
     else:

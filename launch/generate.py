@@ -8,8 +8,6 @@ does: the chunks that it shares with the one before are kept as they are.
 
 from collections.abc import Callable, Iterator
 import contextlib
-import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,105 +15,26 @@ from jaxtyping import Float, UInt8
 import numpy as np
 
 from launch.bundle import Bundle
+from launch.draw import draw
 from launch.errors import UserError
+from launch.settings import PLAIN, USUAL, Settings, check_distilled
+from launch.windows import Recent, num_frames, window_starts
 from mirage_jax import (
-  cache,
   config as config_lib,
   data,
-  flow,
   latents as latents_lib,
   quantise,
-  sampler,
-  solvers,
   text as text_lib,
 )
-from mirage_jax.audio import RATE, LogMel
+from mirage_jax.audio import LogMel
 from mirage_jax.dit import Mirage
-from mirage_jax.guidance import Guidance
 from mirage_jax.vae import CHUNK, Vae, VaeConfig
 
 # A still image stands one second before the window: in training it is a frame
 # from outside of it, most often about as far away.
 IMAGE_SECONDS = -1.0
 
-# What the binaries sample with unless told otherwise: of 4 steps at weight 2 and
-# 8 at weights 2 and 3, these gave the shipped model the best lips and a human
-# rate of blinks.
-STEPS = 8
-AUDIO_CFG = 3.0
-
 Stage = Callable[[str], contextlib.AbstractContextManager]
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """How to sample.
-
-  Attributes:
-    steps: Steps a window, on the linear-quadratic schedule.
-    guidance: Weights of the conditions; 1 asks for no guidance.
-    seed: Of the noise.
-    solver: What takes the steps, see `mirage_jax.solvers`.
-    negative_text: Stands where guidance leaves the text out; '' is none.
-    caching: What one step takes over from another.
-  """
-
-  steps: int = STEPS
-  guidance: Guidance = dataclasses.field(default_factory=Guidance)
-  seed: int = 0
-  solver: str = 'euler'
-  negative_text: str = ''
-  caching: cache.Caching = cache.OFF
-
-  def __post_init__(self):
-    if self.steps < 2:
-      raise UserError(f'--steps={self.steps}: at least 2 are needed')
-    if self.solver not in solvers.NAMES:
-      raise UserError(
-        f'--solver={self.solver}: there is no such solver; give one of '
-        f'{", ".join(solvers.NAMES)}'
-      )
-    if self.caching and solvers.get(self.solver).runs > 1:
-      raise UserError(
-        f'--cache goes with solvers that run the network once a step, and '
-        f'{self.solver} does not; leave one of them out'
-      )
-    weights = [self.guidance.weight(name).value for name in ('text', 'joint')]
-    if self.negative_text and weights == [1, 1]:
-      raise UserError(
-        '--negative_text: has no effect without guidance by text; add '
-        '--text_cfg=4'
-      )
-
-
-def num_frames(num_samples: int) -> int:
-  """Video frames that so many samples at 16 kHz last, the last one begun."""
-  return -(-num_samples * data.FPS // RATE)
-
-
-def window_starts(num_chunks: int, size: int) -> list[int]:
-  """First chunks of windows of `size` that cover so many; no window ends late.
-
-  A model has hardly seen a window of which half is the silence after the end.
-  """
-  last = max(num_chunks - size, 0)
-  return [*range(0, last, size), last]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _step(model, how, params, cond, noise, known, table, state, *now):
-  guidance, solver, caching = how
-  step = sampler.make_step(
-    cache.Bound(model, params),
-    cond,
-    noise,
-    guidance,
-    *known,
-    solver=solver,
-    sigmas=table,
-    caching=caching,
-  )
-  return step(state, *now)
 
 
 class Generator:
@@ -166,6 +85,8 @@ class Generator:
       except (ImportError, ValueError) as error:
         raise UserError(f'--quantise={quantised}: {error}') from error
     self._features = LogMel()
+    # A distilled transformer's noise levels, or None.
+    self._sigmas = bundle.config.get('sigmas')
 
   @property
   def size(self) -> int:
@@ -176,6 +97,16 @@ class Generator:
   def window_frames(self) -> int:
     """Frames of one window."""
     return self._bundle.config['data']['num_chunks'] * CHUNK
+
+  @property
+  def own_steps(self) -> int:
+    """Steps a window that a distilled model takes; 0 for any other."""
+    return len(self._sigmas) - 1 if self._sigmas else 0
+
+  @property
+  def usual(self) -> Settings:
+    """How to sample unless told otherwise."""
+    return Settings(self.own_steps) if self.own_steps else USUAL
 
   def num_windows(self, num_samples: int) -> int:
     """Windows it takes for so many samples of sound."""
@@ -190,7 +121,7 @@ class Generator:
     wave: Float[np.ndarray, 'S'],
     image: UInt8[np.ndarray, 'Hp Wp 3'] | None = None,
     text: str = '',
-    settings: Settings = Settings(),
+    settings: Settings = PLAIN,
     progress: Callable[[], None] = lambda: None,
   ) -> UInt8[np.ndarray, 'N Hp Wp 3']:
     """All of `windows` at once."""
@@ -202,7 +133,7 @@ class Generator:
     wave: Float[np.ndarray, 'S'],
     image: UInt8[np.ndarray, 'Hp Wp 3'] | None = None,
     text: str = '',
-    settings: Settings = Settings(),
+    settings: Settings = PLAIN,
     progress: Callable[[], None] = lambda: None,
     stage: Stage = contextlib.nullcontext,
   ) -> Iterator[UInt8[np.ndarray, 'N Hp Wp 3']]:
@@ -220,8 +151,9 @@ class Generator:
       stage: entered with 'sample' and 'decode' around each.
 
     Raises:
-      UserError: the wave is empty, the image has another size, or the model
-        takes no text or not so much. At once, before the first window.
+      UserError: the wave is empty, the image has another size, the model takes
+        no text or not so much, or is distilled and takes other steps. At once,
+        before the first window.
     """
     starts = self._starts(len(wave))
     if not starts:
@@ -253,6 +185,8 @@ class Generator:
 
   def _check(self, settings):
     self._check_text('--negative_text', settings.negative_text)
+    if self.own_steps:
+      check_distilled(settings, self.own_steps)
     depth = self._model.cfg.depth
     for block in settings.guidance.skip_blocks:
       if not 0 <= block < depth:
@@ -346,53 +280,13 @@ class Generator:
   def _sample(self, key, cond, known, settings, progress):
     frames = self.window_frames // CHUNK * self._vae.cfg.num_latents(CHUNK)
     noise = jax.random.normal(key, (1, frames, *cond['reference'].shape[2:]))
-    kept = ()
-    if len(known):
-      fixed = np.zeros(noise.shape, np.float32)
-      fixed[0, : len(known)] = known
-      kept = (jnp.asarray(fixed), jnp.arange(frames)[None] < len(known))
-    sigmas = flow.linear_quadratic(settings.steps)
-    # Not always given: its length, so the number of steps, is compiled in.
-    table = sigmas if settings.guidance.counts_steps else None
-    how = (settings.guidance, settings.solver, settings.caching)
-    bound = cache.Bound(self._model, self._params)
-    state = sampler.start(bound, cond, noise, *how)
-    steps = [sigmas[:-1], sigmas[1:]]
-    if settings.caching:
-      plan = cache.plan(settings.caching, sigmas, settings.guidance)
-      steps.append([cache.Fresh(*now) for now in zip(*plan, strict=True)])
-    for now in zip(*steps, strict=True):
-      state = _step(
-        self._model,
-        how,
-        self._params,
-        cond,
-        noise,
-        kept,
-        table,
-        state,
-        *now,
-      )
-      jax.block_until_ready(state)
-      progress()
-    return np.asarray(state.x[0])
-
-
-class Recent:
-  """The last latents of a video that grows: its length costs no memory."""
-
-  def __init__(self, size: int):
-    self._size, self._end, self._kept = size, 0, None
-
-  def add(self, latents: Float[np.ndarray, 'F Y X C']) -> None:
-    """Goes on with these; of all so far, the last `size` are kept."""
-    self._end += len(latents)
-    parts = [latents] if self._kept is None else [self._kept, latents]
-    self._kept = np.concatenate(parts)[-self._size :]
-
-  def split(self, at: int) -> tuple[np.ndarray | None, np.ndarray | tuple]:
-    """Those kept from before number `at`, [F Y X C], and those from it on."""
-    if self._kept is None:
-      return None, ()
-    before = at - self._end + len(self._kept)
-    return self._kept[:before], self._kept[before:]
+    return draw(
+      self._model,
+      self._params,
+      cond,
+      noise,
+      known,
+      settings,
+      self._sigmas,
+      progress,
+    )

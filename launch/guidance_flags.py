@@ -4,7 +4,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import generate
+from launch import settings as settings_lib
 from launch.errors import UserError
 from mirage_jax import cache, schedules
 from mirage_jax.guidance import LIMITS, NEUTRAL, Guidance, Weight
@@ -112,7 +112,7 @@ class SamplingFlags:
   def __init__(self, steps: str = 'steps'):
     flags.disclaim_key_flags()
     self._steps = flags.DEFINE_integer(
-      steps, generate.STEPS, 'steps for each window', 2
+      steps, settings_lib.STEPS, 'steps for each window', 2
     )
     self._solver = flags.DEFINE_string(
       'solver',
@@ -124,7 +124,7 @@ class SamplingFlags:
       name: flags.DEFINE_float(flag, NEUTRAL.get(name, 0.0), _HELP[name])
       for name, flag in FLAGS.items()
     }
-    flags.set_default(self._numbers['audio'], generate.AUDIO_CFG)
+    flags.set_default(self._numbers['audio'], settings_lib.AUDIO_CFG)
     self._words = {
       name: flags.DEFINE_string(name, default, _HELP[name])
       for name, default in _WORDS.items()
@@ -145,9 +145,20 @@ class SamplingFlags:
       **{name: flag.value for name, flag in self._numbers.items()},
     )
 
-  def settings(self, seed: int) -> generate.Settings:
-    """How the flags want it sampled; UserError names one that is wrong."""
-    return generate.Settings(
+  def settings(self, seed: int, own_steps: int = 0) -> settings_lib.Settings:
+    """How the flags want it sampled.
+
+    Args:
+      seed: Of the noise.
+      own_steps: Those of a distilled checkpoint, which are the default then; 0
+        for any other, see `generate.Generator`.
+
+    Raises:
+      UserError: It names the flag that is wrong.
+    """
+    if own_steps and not set(self.changed()) - {'quantise'}:
+      return settings_lib.Settings(own_steps, seed=seed)
+    return settings_lib.Settings(
       self._steps.value,
       self.guidance(),
       seed,

@@ -27,6 +27,7 @@ from launch.errors import UserError
 from launch.serve_body import BodyLimit
 from launch.serve_jobs import ENDED, Board, Job, Limits, Refused
 from launch.serve_work import FACE
+from launch.settings import USUAL, Settings
 
 WEB = pathlib.Path(__file__).with_name('web')
 COOKIE, TOKEN = 'client', re.compile('[0-9a-f]{32}')
@@ -53,6 +54,7 @@ class Api:
     facts: what the page shows of the model, as JSON.
     folder: uploads and videos go into folders in it.
     endpoint: writes scripts; None for none.
+    usual: how a video is sampled unless its form says otherwise.
   """
 
   def __init__(
@@ -62,9 +64,10 @@ class Api:
     facts: dict[str, Any],
     folder: pathlib.Path,
     endpoint: script.Endpoint | None = None,
+    usual: Settings = USUAL,
   ):
     self._board, self._limits, self._facts = board, limits, facts
-    self._folder, self._endpoint = folder, endpoint
+    self._folder, self._endpoint, self._usual = folder, endpoint, usual
     self._decoders = asyncio.Semaphore(DECODERS)
 
   def app(self) -> fastapi.FastAPI:
@@ -118,7 +121,7 @@ class Api:
       fields, files, names = await self._receive(request, folder)
       async with self._decoders:
         order = await run_in_threadpool(
-          serve_inputs.read_order, fields, files, self._limits
+          serve_inputs.read_order, fields, files, self._limits, self._usual
         )
       about = {'sound': names.get('audio', ''), 'image': names.get('image', '')}
       job = self._board.submit(Job(owner, folder, order, about | fields))

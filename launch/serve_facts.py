@@ -8,19 +8,20 @@ from launch.serve_inputs import SEEDS
 from launch.serve_jobs import Limits
 from launch.serve_work import Studio
 from mirage_jax import solvers
-from mirage_jax.guidance import LIMITS, NEUTRAL
+from mirage_jax.guidance import LIMITS
 
 
 def facts(
   generator: generate.Generator, studio: Studio, limits: Limits
 ) -> dict[str, Any]:
   """JSON for the page: sizes, limits, and the range of each weight."""
-  usual = {name: float(value) for name, value in NEUTRAL.items()}
-  usual['audio'] = generate.AUDIO_CFG
+  guidance = generator.usual.guidance
   # Skip guidance needs blocks: for the interface only.
   shown = [name for name in ('audio', 'reference', 'text', 'joint')]
   if not generator.text_length:
     shown.remove('text')
+  if generator.own_steps:  # Guidance is folded in.
+    shown.clear()
   return {
     'size': generator.size,
     'window': generator.window_frames / 25,
@@ -29,15 +30,15 @@ def facts(
     'measures_lips': studio.measures_lips,
     'limits': dataclasses.asdict(limits),
     'seeds': SEEDS,
-    'steps': generate.STEPS,
-    'solvers': list(solvers.NAMES),
-    'schedules': ['constant', 'cosine'],
+    'steps': generator.usual.steps,
+    'solvers': ['euler'] if generator.own_steps else list(solvers.NAMES),
+    'schedules': ['constant', *(['cosine'] if shown else [])],
     'weights': [
       {
         'name': guidance_flags.FLAGS[name],
         'low': LIMITS[name][0],
         'high': LIMITS[name][1],
-        'usual': usual[name],
+        'usual': float(guidance.weight(name).value),
       }
       for name in shown
     ],

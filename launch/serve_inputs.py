@@ -7,9 +7,10 @@ import pathlib
 
 from PIL import Image
 
-from launch import container, generate, guidance_flags, media
+from launch import container, guidance_flags, media
 from launch.errors import UserError
 from launch.serve_jobs import Limits
+from launch.settings import USUAL, Settings
 from mirage_jax.guidance import NEUTRAL
 
 FACES = ('shipped', 'none')
@@ -39,21 +40,23 @@ class Order:
   image: pathlib.Path | None
   face: str
   text: str
-  settings: generate.Settings
+  settings: Settings
 
 
 def read_order(
   fields: Mapping[str, str],
   files: Mapping[str, pathlib.Path],
   limits: Limits,
+  usual: Settings = USUAL,
 ) -> Order:
   """Checks everything that can be checked without the model.
 
   Args:
     fields: by the names of launch.sample's flags; all but the sound have
-      launch.sample's defaults.
+      defaults.
     files: 'audio' and 'image', those that are there.
     limits: of steps, letters and seconds.
+    usual: the defaults of sampling.
 
   Raises:
     UserError: it names the field.
@@ -78,7 +81,7 @@ def read_order(
     files.get('image'),
     face,
     fields.get('text', ''),
-    read_settings(fields, limits),
+    read_settings(fields, limits, usual),
   )
   if order.audio:
     check_sound(order.audio, limits.seconds)
@@ -88,27 +91,31 @@ def read_order(
 
 
 def read_settings(
-  fields: Mapping[str, str], limits: Limits
-) -> generate.Settings:
+  fields: Mapping[str, str], limits: Limits, usual: Settings = USUAL
+) -> Settings:
   """How the fields want it sampled; UserError names one that is wrong."""
-  usual = {guidance_flags.FLAGS['audio']: str(generate.AUDIO_CFG)}
+  weights = {
+    field: str(usual.guidance.weight(name).value)
+    for field, name in NUMBERS.items()
+    if name in NEUTRAL
+  }
   numbers = {
     name: _number(field, value)
     for field, name in NUMBERS.items()
-    if (value := fields.get(field, usual.get(field)))
+    if (value := fields.get(field, weights.get(field)))
   }
   guidance = guidance_flags.make_guidance(
     fields.get('guidance_schedule') or 'constant',
     fields.get('skip_blocks', ''),
     **numbers,
   )
-  steps = _whole('steps', fields.get('steps') or str(generate.STEPS))
+  steps = _whole('steps', fields.get('steps') or str(usual.steps))
   if steps > limits.steps:
     raise UserError(f'steps={steps}: at most {limits.steps} are taken')
   seed = _whole('seed', fields.get('seed') or '0')
   if not 0 <= seed < SEEDS:
     raise UserError(f'seed={seed}: must lie between 0 and {SEEDS - 1}')
-  return generate.Settings(
+  return Settings(
     steps,
     guidance,
     seed,

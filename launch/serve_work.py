@@ -1,5 +1,6 @@
 """The work of a server: an order -> sound, frames, video, curves."""
 
+import dataclasses
 import time
 
 from absl import logging
@@ -14,7 +15,7 @@ from launch.stopwatch import Stopwatch
 from mirage_jax.audio import RATE, TOKEN_RATE
 
 COLUMNS = 600  # Of a waveform.
-# Weights and solver are compiled in: so many ways to sample are kept in memory.
+# Solver and terms of guidance are compiled in: so many ways to sample are kept.
 WAYS = 16
 FACE = bundle.DEFAULT.with_name('face.png')
 
@@ -59,7 +60,9 @@ class Studio:
     frames = self._generator.window_frames + 1  # A second window, too.
     wave = np.zeros(frames * RATE // TOKEN_RATE, np.float32)
     image = np.zeros((self._generator.size, self._generator.size, 3), np.uint8)
-    settings = generate.Settings(2, generate.Guidance(audio=generate.AUDIO_CFG))
+    settings = self._generator.usual
+    if not self._generator.own_steps:
+      settings = dataclasses.replace(settings, steps=2)  # As good as more.
     self._generator(wave, image, '', settings)
 
   def __call__(self, job: Job) -> None:
@@ -100,7 +103,8 @@ class Studio:
       talk.film(job.folder / 'video.mp4', windows, wave, see, live)
 
   def _make_room(self, settings):
-    way = (settings.guidance, settings.solver)
+    # Weights are not.
+    way = (jax.tree.structure(settings.guidance), settings.solver)
     if way not in self._ways and len(self._ways) >= WAYS:
       jax.clear_caches()
       self._ways.clear()

@@ -12,7 +12,7 @@ import numpy as np
 
 from launch import (
   bundle,
-  checkpoint,
+  changes,
   faces,
   generate,
   media,
@@ -67,7 +67,7 @@ def load_generator(
       raise UserError('--vae goes with a workdir; a bundle has its own VAE')
     path = path or bundle.DEFAULT
     return generate.Generator(bundle.load(path), str(path), quantised)
-  config, params = checkpoint.restore_params(path)
+  config, params = changes.transformer(path)
   if 'model' not in config:
     raise UserError(
       f'{path}: is no run of a transformer; give the workdir of one, or a '

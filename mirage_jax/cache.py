@@ -22,7 +22,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float
 import numpy as np
 
-from mirage_jax import guidance as guidance_lib
+from mirage_jax import guidance as guidance_lib, skip
 from mirage_jax.block import CACHE
 from mirage_jax.guidance import Guidance
 from mirage_jax.schedules import Window
@@ -97,7 +97,7 @@ class Bound:
     """The velocity, without some blocks if so wanted."""
     params = self.params
     if skip_blocks:
-      params = guidance_lib.without_blocks(params, skip_blocks)
+      params = skip.without_blocks(params, skip_blocks)
     return self.model.apply({'params': params}, video, sigma, cond)
 
   def keep(
@@ -229,7 +229,7 @@ def cached(
     memory = jax.lax.cond(fresh.guidance, look, lambda: memory)
     found = _recall(memory, sigma)
     gains = guidance_lib.weigh(guidance, branches.terms, sigma, sigmas)
-    total = guidance_lib.combine(full, found, gains, guidance.rescale)
+    total = guidance_lib.combine(full, found, gains, guidance)
     return total, memory
 
   return wrapped

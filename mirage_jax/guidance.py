@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
-import numpy as np
 
 from mirage_jax.schedules import CONSTANT, Cosine, Schedule, Window
 
@@ -56,9 +55,14 @@ class Weight:
   schedule: Schedule = CONSTANT
 
 
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class Guidance:
   """How strongly each condition counts; every weight may have a schedule.
+
+  To JAX it is a tree: how much each term counts is traced, which terms there
+  are, and all else, is not. So a jitted function that takes one is compiled once
+  for all weights that are not neutral.
 
   Attributes:
     audio: Weight of the sound, 0 to 30; 1 is plain conditioning, 0 is none.
@@ -86,6 +90,10 @@ class Guidance:
   skip_blocks: tuple[int, ...] = ()
   rescale: float = 0.0
   sequential: bool = False
+  # Inside of a transformation, what stands for the numbers that count.
+  _traced: Mapping[str, Any] | None = dataclasses.field(
+    default=None, init=False, repr=False, compare=False
+  )
 
   def __post_init__(self):
     for name, (low, high) in LIMITS.items():
@@ -103,6 +111,46 @@ class Guidance:
     return value if isinstance(value, Weight) else Weight(value)
 
   @property
+  def gains(self) -> Mapping[str, Any]:
+    """By how much each weight that counts differs from a neutral one.
+
+    With `rescale`, if that is not 0.
+    """
+    if self._traced is not None:
+      return self._traced
+    weights = {name: self.weight(name).value for name in NEUTRAL}
+    gains = {
+      name: value - NEUTRAL[name]
+      for name, value in weights.items()
+      if value != NEUTRAL[name]
+    }
+    return gains | ({'rescale': self.rescale} if self.rescale else {})
+
+  def tree_flatten(self) -> tuple[tuple[Any, ...], tuple['Guidance', tuple]]:
+    """The gains; what stays the same whatever they are, and their names."""
+    gains = self.gains
+    same = {}
+    for name in gains:  # Any number that counts stands for all.
+      same[name] = 1.0
+      if name != 'rescale':
+        schedule = self.weight(name).schedule
+        same[name] = Weight(NEUTRAL[name] + 1.0, schedule)
+    return tuple(gains.values()), (
+      dataclasses.replace(self, **same),
+      tuple(gains),
+    )
+
+  @classmethod
+  def tree_unflatten(
+    cls, same: tuple['Guidance', tuple], gains: Sequence[Any]
+  ) -> 'Guidance':
+    """One whose gains are these, whatever they are."""
+    guidance, names = same
+    made = dataclasses.replace(guidance)
+    object.__setattr__(made, '_traced', dict(zip(names, gains, strict=True)))
+    return made
+
+  @property
   def counts_steps(self) -> bool:
     """Whether a schedule needs to know how far sampling is."""
     return any(isinstance(self.weight(n).schedule, Cosine) for n in NEUTRAL)
@@ -117,7 +165,7 @@ class Guidance:
     for name, neutral in NEUTRAL.items():
       weight = self.weight(name)
       if name in left_out and weight.value != neutral:
-        gain = weight.value - neutral
+        gain = self.gains[name]
         terms.append(Term(name, left_out[name], gain, weight.schedule))
     return terms
 
@@ -168,7 +216,7 @@ def guided(
     def everything():
       full, others = branches(apply, guidance, plan, video, sigma)
       differences = [full - other for other in others]
-      return combine(full, differences, gains, guidance.rescale)
+      return combine(full, differences, gains, guidance)
 
     if not all(isinstance(term.schedule, Window) for term in plan.terms):
       return everything()
@@ -225,39 +273,6 @@ def others(
   """The velocity of each term alone."""
   rest = _run(apply, guidance, plan.conds[1:], video, sigma)
   return rest + _skipped(apply, guidance, plan, video, sigma)
-
-
-def without_blocks(params: Any, blocks: Sequence[int]) -> Any:
-  """Parameters of a Mirage of which some blocks are the identity.
-
-  Their modulation is zero, and so are their gates (adaLN-Zero).
-
-  Args:
-    params: The tree of `dit.Mirage`; its layers are stacked along axis 0.
-    blocks: Which, counted from 0; the last is counted, too.
-
-  Raises:
-    ValueError: There is no such block.
-  """
-  stacked = jax.tree.leaves(params.get('blocks', {}))
-  keep = np.ones(1 + (len(stacked[0]) if stacked else 0), np.float32)
-  for block in blocks:
-    if not 0 <= block < len(keep):
-      raise ValueError(
-        f'there is no block {block}; there are 0 to {len(keep) - 1}.'
-      )
-    keep[block] = 0
-
-  def zero(path, x):
-    # A quantised kernel's own parts have no key.
-    names = [getattr(entry, 'key', None) for entry in path]
-    if 'modulation' not in names:
-      return x
-    if names[0] == 'last':
-      return x * keep[-1].astype(x.dtype)
-    return x * keep[:-1].astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
-
-  return jax.tree_util.tree_map_with_path(zero, params)
 
 
 def _split_negative(cond):
@@ -325,7 +340,7 @@ def _skipped(apply, guidance, plan, video, sigma):
       raise
     raise ValueError(
       'skip guidance needs an apply(video, sigma, cond, skip_blocks=...); '
-      'bind the parameters with `without_blocks`, or set skip to 0.'
+      'bind the parameters with `skip.without_blocks`, or set skip to 0.'
     ) from error
 
 
@@ -347,16 +362,16 @@ def combine(
   full: Float[Array, 'B *n'],
   differences: Sequence[Float[Array, 'B *n']],
   gains: Sequence[Float[Array, 'B']],
-  rescale: float,
+  guidance: Guidance,
 ) -> Float[Array, 'B *n']:
   """The guided velocity from that of all conditions and how far others lie."""
   total = full
   for gain, difference in zip(gains, differences, strict=True):
     gain = gain.reshape(-1, *(1,) * (full.ndim - 1))
     total = total + gain * difference
-  if not rescale:
+  if not guidance.rescale:
     return total
   deviation = lambda v: jnp.std(v, axis=range(1, v.ndim), keepdims=True)
   least = jnp.finfo(total.dtype).tiny
   back = deviation(full) / jnp.maximum(deviation(total), least)
-  return total * (1 + rescale * (back - 1))
+  return total * (1 + guidance.gains['rescale'] * (back - 1))

@@ -32,12 +32,13 @@ CLOCK = Clock()
 class Model:
   """Follows the loudness, the less the more it errs."""
 
-  def __init__(self, error=0.0, each=4.0, quantised='none'):
-    self.quantised = quantised
+  def __init__(self, error=0.0, each=4.0, quantised='none', own_steps=0):
+    self.quantised, self.own_steps = quantised, own_steps
+    self.usual = generate.Settings(own_steps or 8)
     self.error, self.each, self.seeds = error, each, []
 
   def __call__(self, wave, image, text, settings):
-    assert settings.steps == 2  # To compile.
+    assert settings.steps == (self.own_steps or 2)  # To compile.
     self.seeds.append(None)
 
   def windows(self, wave, image, text, settings, stage):
@@ -110,9 +111,11 @@ def test_without_a_truth_the_plain_lips_are_the_measure(ways):
 
 def test_the_command_prints_one_line(binary, monkeypatch, capsys):
   truth = draw_clip(MOUTH)
-  make = lambda weights, quantised='none': Model(0.1, quantised=quantised)
-  monkeypatch.setattr(bench_sampling, 'Generator', make)
-  monkeypatch.setattr(bundle, 'load', lambda path: None)
+  made = lambda weights, quantised='none': Model(
+    0.1, quantised=quantised, own_steps=4 if weights == 'fast' else 0
+  )
+  monkeypatch.setattr(bench_sampling, 'Generator', made)
+  monkeypatch.setattr(bundle, 'load', str)
   monkeypatch.setattr(faces, 'default_mesh', DrawnFaces)
   clips = lambda count: [Clip(WAVE, truth[0], truth)] * count
   monkeypatch.setattr(bench_sampling, 'spoken_clips', clips)
@@ -120,8 +123,14 @@ def test_the_command_prints_one_line(binary, monkeypatch, capsys):
   with binary('bench').loaded(*given) as bench:
     bench.sampling()
   summary = json.loads(capsys.readouterr().out)
-  for name, speedup in (('cached', 1), ('few_step', 8), ('quantised', 1)):
+  for name, speedup in (('cached', 1), ('few_step', 16), ('quantised', 1)):
     assert summary[f'{name}_speedup'] == pytest.approx(speedup)
     assert f'{name}_lost_correlation' in summary
   assert summary['ways']['quantised'] == '64 steps, euler, fp8 matmuls'
   assert 'branches at every 3. step' in summary['ways']['cached']
+  assert summary['ways']['few_step'] == '4 steps, euler, distilled'
+  with binary('bench').loaded(*given, '--few_steps=8') as bench:
+    bench.sampling()
+  summary = json.loads(capsys.readouterr().out)
+  assert summary['few_step_speedup'] == pytest.approx(8)
+  assert summary['ways']['few_step'] == '8 steps, euler'

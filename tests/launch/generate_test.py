@@ -233,3 +233,28 @@ def test_bundles_that_cannot_speak_are_refused(tiny_file):
   mute = generate.Generator(changed(made, text=None, text_vocab=0))
   with pytest.raises(UserError, match='takes no text; leave it out'):
     mute.windows(tiny.speech(0.1), None, 'red')
+
+
+def test_a_distilled_model_takes_its_own_plain_steps(monkeypatch):
+  made = tiny.bundle()
+  levels = [1.0, 0.7, 0.2, 0.0]
+  made = dataclasses.replace(made, config=made.config | {'sigmas': levels})
+  student, seen = generate.Generator(made), []
+  assert (student.own_steps, student.usual) == (3, generate.Settings(3))
+
+  def spy(*args):
+    seen.append(args)
+    return np.zeros(args[3].shape[1:], np.float32)
+
+  monkeypatch.setattr(generate, 'draw', spy)
+  student(tiny.speech(0.5), tiny.picture(), '', student.usual)
+  assert seen[0][5:7] == (student.usual, levels)
+  for wrong in (
+    generate.Settings(4),
+    generate.Settings(3, Guidance(audio=3.0)),
+    generate.Settings(3, solver='heun'),
+  ):
+    with pytest.raises(
+      UserError, match='takes 3 plain steps of its own.*=3 --a'
+    ):
+      student(tiny.speech(0.5), tiny.picture(), '', wrong)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from launch import bundle, generate
+from launch import bundle, generate, settings
 from launch.errors import UserError
 from launch.guidance_flags import make_caching, make_guidance
 from mirage_jax import cache, schedules
@@ -89,7 +89,7 @@ def test_caching_is_read_and_what_is_wrong_is_named():
 
 
 def test_evaluate_and_demo_sample_as_before_unless_told(binary):
-  plain = generate.Settings(generate.STEPS, Guidance(audio=3.0))
+  plain = settings.Settings(settings.STEPS, Guidance(audio=3.0))
   with binary('demo').loaded() as demo:
     assert demo._SAMPLING.settings(0) == plain
     assert demo._SAMPLING.changed() == {}
@@ -159,3 +159,11 @@ def test_a_quantised_video_is_another_and_near(generator, tiny_file):
 def test_caching_and_heun_do_not_go_together():
   with pytest.raises(UserError, match='heun does not; leave one of them out'):
     generate.Settings(solver='heun', caching=cache.FAST)
+
+
+def test_a_distilled_checkpoint_has_its_own_steps_unless_told(binary):
+  with binary('demo').loaded('--quantise=int8') as demo:
+    assert demo._SAMPLING.settings(5, 4) == settings.Settings(4, seed=5)
+  with binary('demo').loaded('--audio_cfg=2') as demo:
+    want = settings.Settings(guidance=Guidance(audio=2.0), seed=5)
+    assert demo._SAMPLING.settings(5, 4) == want

@@ -19,6 +19,7 @@ from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
 from launch import serve_facts, talk  # noqa: E402
+from launch.settings import USUAL  # noqa: E402
 from tests.launch.http_server import Server  # noqa: E402
 
 PROGRAMS = shutil.which('chromium'), shutil.which('chromedriver')
@@ -67,6 +68,7 @@ class Studio:
 
 class Model:
   size, window_frames, text_length = 96, 50, 40
+  own_steps, usual = 0, USUAL
 
 
 @pytest.fixture

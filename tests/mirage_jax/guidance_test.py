@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mirage_jax import config, dit, schedules
-from mirage_jax.guidance import Guidance, Weight, guided, without_blocks
+from mirage_jax.guidance import Guidance, Weight, guided
+from mirage_jax.skip import without_blocks
 from tests import tiny
 
 VIDEO = jax.random.normal(jax.random.key(0), (2, 3, 2, 2, 1))
@@ -333,3 +334,32 @@ def test_a_skipped_block_is_one_that_is_not_there():
   for wrong in (-1, 3):
     with pytest.raises(ValueError, match=f'no block {wrong}; there are 0 to 2'):
       without_blocks(params, (wrong,))
+
+
+def test_a_jitted_function_is_compiled_once_for_all_weights():
+  """And gives what each gives alone; neutral weights and schedules differ."""
+  traces = []
+
+  @jax.jit
+  def run(guidance, video):
+    traces.append(guidance)
+    return guided(by_masks, guidance, jnp.asarray(SIGMAS))(video, SIGMA, COND)
+
+  def check(**weights):
+    got = run(Guidance(**weights), VIDEO)
+    alone = guided(by_masks, Guidance(**weights), jnp.asarray(SIGMAS))
+    np.testing.assert_allclose(got, alone(VIDEO, SIGMA, COND), rtol=1e-6)
+
+  skip = dict(skip_blocks=(1,), rescale=0.7)
+  for audio, text, scale in ((3.0, 2.0, 1.0), (0.0, 30.0, 4.0)):
+    check(audio=audio, text=text, skip=scale, **skip)
+  check(audio=5.0, text=0.5, skip=2.0, skip_blocks=(1,), rescale=0.1)
+  assert len(traces) == 1
+  check(audio=5.0, text=1.0, skip=2.0, **skip)
+  assert len(traces) == 2
+  for value in (3.0, 9.0):
+    check(audio=Weight(value, schedules.Cosine()))
+  assert len(traces) == 3
+  check(audio=3.0)
+  check(audio=Weight(4.0))
+  assert len(traces) == 4

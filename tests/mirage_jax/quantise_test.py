@@ -8,7 +8,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from mirage_jax import cache, config, dit, guidance, quantise
+from mirage_jax import cache, config, dit, quantise, skip
 
 pytest.importorskip('qwix', reason='needs the quantise extra')
 # qwix 0.1.8 asks flax for a name that it gave up.
@@ -125,7 +125,7 @@ def test_every_scheme_stays_near(scheme):
 
 def test_blocks_can_be_left_out():
   _, made = quantised('int8_weights')
-  without = guidance.without_blocks(made, (1,))
+  without = skip.without_blocks(made, (1,))
   gates = lambda name: without[name]['video']['modulation']['linear']['kernel']
   assert gates('blocks').any() and not gates('last').any()
   parts = (tree['last']['video']['qkv'] for tree in (without, made))

@@ -1,0 +1,82 @@
+"""One window of latents: the steps of a sampler, compiled once for all.
+
+What is compiled depends on which terms of guidance there are, not on their
+weights, nor on how many steps are taken.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from launch.settings import Settings
+from mirage_jax import cache, flow, sampler
+from mirage_jax.dit import Mirage
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _step(model, how, guidance, params, cond, noise, known, table, state, *now):
+  solver, caching = how
+  step = sampler.make_step(
+    cache.Bound(model, params),
+    cond,
+    noise,
+    guidance,
+    *known,
+    solver=solver,
+    sigmas=table,
+    caching=caching,
+  )
+  return step(state, *now)
+
+
+def draw(
+  model: Mirage,
+  params: Any,
+  cond: Mapping[str, Array],
+  noise: Float[Array, '1 F Y X C'],
+  known: Float[np.ndarray, 'K Y X C'] | tuple,
+  settings: Settings,
+  sigmas: Sequence[float] | None = None,
+  progress: Callable[[], None] = lambda: None,
+) -> Float[np.ndarray, 'F Y X C']:
+  """The window that the noise becomes.
+
+  Args:
+    model: the network.
+    params: its parameters.
+    cond: of this window, see `dit.Mirage`.
+    noise: what it starts from.
+    known: latents that the window begins with and keeps, or ().
+    settings: how to sample.
+    sigmas: noise levels of a distilled model; None takes settings.steps.
+    progress: called after every step.
+  """
+  kept = ()
+  if len(known):
+    fixed = np.zeros(noise.shape, np.float32)
+    fixed[0, : len(known)] = known
+    kept = (jnp.asarray(fixed), jnp.arange(noise.shape[1])[None] < len(known))
+  if sigmas is None:
+    sigmas = flow.linear_quadratic(settings.steps)
+  sigmas = np.asarray(sigmas, np.float32)
+  guidance, how = settings.guidance, (settings.solver, settings.caching)
+  # Not always given: its length, so the number of steps, is compiled in.
+  table = sigmas if guidance.counts_steps else None
+  bound = cache.Bound(model, params)
+  state = sampler.start(bound, cond, noise, guidance, *how)
+  steps = [sigmas[:-1], sigmas[1:]]
+  if settings.caching:
+    plan = cache.plan(settings.caching, sigmas, guidance)
+    steps.append([cache.Fresh(*now) for now in zip(*plan, strict=True)])
+  for now in zip(*steps, strict=True):
+    state = _step(
+      model, how, guidance, params, cond, noise, kept, table, state, *now
+    )
+    jax.block_until_ready(state)
+    progress()
+  return np.asarray(state.x[0])

@@ -1,0 +1,41 @@
+"""Where the windows of a video lie, and what is remembered between them."""
+
+from jaxtyping import Float
+import numpy as np
+
+from mirage_jax import data
+from mirage_jax.audio import RATE
+
+
+def num_frames(num_samples: int) -> int:
+  """Video frames that so many samples at 16 kHz last, the last one begun."""
+  return -(-num_samples * data.FPS // RATE)
+
+
+def window_starts(num_chunks: int, size: int) -> list[int]:
+  """First chunks of windows of `size` that cover so many; no window ends late.
+
+  A model has hardly seen a window of which half is the silence after the end.
+  """
+  last = max(num_chunks - size, 0)
+  return [*range(0, last, size), last]
+
+
+class Recent:
+  """The last latents of a video that grows: its length costs no memory."""
+
+  def __init__(self, size: int):
+    self._size, self._end, self._kept = size, 0, None
+
+  def add(self, latents: Float[np.ndarray, 'F Y X C']) -> None:
+    """Goes on with these; of all so far, the last `size` are kept."""
+    self._end += len(latents)
+    parts = [latents] if self._kept is None else [self._kept, latents]
+    self._kept = np.concatenate(parts)[-self._size :]
+
+  def split(self, at: int) -> tuple[np.ndarray | None, np.ndarray | tuple]:
+    """Those kept from before number `at`, [F Y X C], and those from it on."""
+    if self._kept is None:
+      return None, ()
+    before = at - self._end + len(self._kept)
+    return self._kept[:before], self._kept[before:]
