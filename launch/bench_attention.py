@@ -24,17 +24,13 @@ import time
 from absl import app, flags
 import jax
 from jax import numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-  splash_attention_kernel as splash,
-  splash_attention_mask as splash_mask,
-)
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from launch import aot, aot_chips
 from launch.aot_schedule import Walk
 from launch.errors import UserError, one_line
-from mirage_jax.ops.attention import tpu, tpu_blocks
+from mirage_jax.ops.attention import splash, tpu, tpu_blocks
 
 _POD = flags.DEFINE_string('pod', 'v5p:2x2x1', aot_chips.EXAMPLES)
 _KERNEL = flags.DEFINE_enum('kernel', 'tpu', ['tpu', 'splash'], 'whose')
@@ -48,10 +44,6 @@ _TOKENS = flags.DEFINE_integer('tokens', 76056, 'of the joint sequence', 1)
 _HEADS = flags.DEFINE_integer('heads', 6, 'on this device', 1)
 _DIM = flags.DEFINE_integer('dim', 128, 'of a head', 64)
 _BACKWARD = flags.DEFINE_bool('backward', True, 'gradients too')
-
-# The best of tokamax's autotuning on real v5p and v6e for 16,384 tokens; the
-# backward pass as in its users' configurations.
-SPLASH = (2048, 2048, 512, 1024, 2048, 512)
 
 
 def main(_: list[str]) -> None:
@@ -134,34 +126,10 @@ def ours(name: str, sizes: tuple[int, ...]):
 
 def theirs(_: str, sizes: tuple[int, ...]):
   """Splash attention without a mask, on tokens padded to whole blocks."""
-  q, k, compute, q_back, k_back, compute_back = sizes or SPLASH
-  unit = math.lcm(q, k, q_back, k_back)
+  sizes = sizes or splash.BLOCKS
+  unit = math.lcm(*sizes[:2], *sizes[3:5])
   tokens = -(-_TOKENS.value // unit) * unit
-  kernel = splash.make_splash_mha(
-    splash_mask.MultiHeadMask(
-      [splash_mask.FullMask((tokens, tokens))] * _HEADS.value
-    ),
-    head_shards=1,
-    q_seq_shards=1,
-    block_sizes=splash.BlockSizes(
-      block_q=q,
-      block_kv=k,
-      block_kv_compute=compute,
-      block_q_dkv=q_back,
-      block_kv_dkv=k_back,
-      block_kv_dkv_compute=compute_back,
-      use_fused_bwd_kernel=True,
-    ),
-  )
-  # Without its tables of blocks, of which none is masked, no branch depends on
-  # data, and the model follows all of them.
-  plain = lambda x: x and x._replace(data_next=None, block_mask=None)
-  kernel = splash.SplashAttentionKernel(
-    plain(kernel.fwd_mask_info),
-    plain(kernel.dq_mask_info),
-    plain(kernel.dkv_mask_info),
-    **kernel.kwargs,
-  )
+  kernel = splash.kernel(_HEADS.value, tokens, tokens, sizes)
 
   def run(q, k, v):
     widths = ((0, 0), (0, tokens - q.shape[1]), (0, 0), (0, 0))
@@ -169,7 +137,7 @@ def theirs(_: str, sizes: tuple[int, ...]):
     out = jax.vmap(kernel)(heads(q * q.shape[-1] ** -0.5), heads(k), heads(v))
     return jnp.swapaxes(out, 1, 2)[:, : q.shape[1]]
 
-  return run, str(sizes or SPLASH)
+  return run, str(sizes)
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ x + tanh(gate) * norm(sublayer(norm(x) * (1 + scale))). There is no shift.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 
 from flax import linen as nn
 import flax.struct
@@ -15,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from mirage_jax import config, rope, sharding, tokens
 from mirage_jax.linear import Linear
-from mirage_jax.ops.attention import attention
+from mirage_jax.ops.attention import parallel
 
 # The collection of what attention gave: applied with it mutable, the model keeps
 # it; given it, the model uses that and computes no queries, keys and values.
@@ -52,6 +53,23 @@ def rms_norm(x: Float[Array, '...'], eps: float) -> Float[Array, '...']:
   """x over its root mean square along the last axis, in float32."""
   x = x.astype(jnp.float32)
   return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + eps)
+
+
+def attend(
+  module: nn.Module,
+  q: Sequence[Float[Array, 'B _ H D']],
+  k: Sequence[Float[Array, 'B _ H D']],
+  v: Sequence[Float[Array, 'B _ H D']],
+  mask: Array | None,
+  split_keys: bool = True,
+) -> list[Float[Array, 'B _ H D']]:
+  """`parallel.attention` as the module's cfg has it, on the context's mesh."""
+  cfg, options = module.cfg, {}
+  # Parameters need shapes alone, of any batch and on any device.
+  if not module.is_initializing():
+    layout = sharding.attention_layout(cfg.attention, cfg.context, cfg.ring)
+    options = dict(implementation=cfg.attention, layout=layout)
+  return parallel.attention(q, k, v, mask, split_keys=split_keys, **options)
 
 
 class HeadNorm(nn.Module):
@@ -244,7 +262,7 @@ class CrossAttention(nn.Module):
     if 'audio' in context.tables:
       k = rope.apply_rotary(k, context.tables['audio'])
     mask = context.audio_mask
-    y = attention(q, k, kv[:, :, 1], mask, implementation=cfg.attention)
+    (y,) = attend(self, [q], [k], [kv[:, :, 1]], mask, split_keys=False)
     y = Linear(
       (*heads, width), (*names, 'embed'), 2, dtype=cfg.dtype, name='out'
     )(y)
@@ -311,7 +329,8 @@ class Block(nn.Module):
       name: module.attend(streams[name], scales[name], context)
       for name, module in modules.items()
     }
-    heads = joined(qkv, context.mask, context.shares, self.cfg.attention)
+    run = functools.partial(attend, self)
+    heads = joined(qkv, context.mask, context.shares, run)
     attended = {name: modules[name].project(x) for name, x in heads.items()}
     if keep:
       attended = {n: self._constrain(n, y) for n, y in attended.items()}
@@ -323,7 +342,7 @@ def joined(
   qkv: Mapping[str, tuple[Array | None, Array, Array]],
   mask: Bool[Array, 'B S'] | None,
   shares: Mapping[str, Float[Array, '']],
-  implementation: str,
+  run: Callable[..., list[Array]],
 ) -> dict[str, Float[Array, 'B _ H D']]:
   """What the joint attention gives the heads of each stream with queries.
 
@@ -332,11 +351,11 @@ def joined(
     mask: Of all keys.
     shares: Of streams that are new to the others, see `Context`. While one is
       below 1, attention runs once more for it.
-    implementation: Of attention.
+    run: `attend`, its module bound.
   """
   new = [name for name in qkv if name in shares]
   if not new:
-    return _attend(qkv, mask, implementation)
+    return _attend(qkv, mask, run)
   masks = dict.fromkeys(qkv)
   if mask is not None:
     parts = tokens.split(mask, [k.shape[1] for _, k, _ in qkv.values()])
@@ -344,7 +363,7 @@ def joined(
 
   def among(names):
     part = None if mask is None else tokens.join([masks[n] for n in names])
-    return _attend({n: qkv[n] for n in names}, part, implementation)
+    return _attend({n: qkv[n] for n in names}, part, run)
 
   def mixed():
     found = among([n for n in qkv if n not in new])
@@ -355,18 +374,12 @@ def joined(
     return found
 
   whole = jnp.all(jnp.stack([shares[name] for name in new]) >= 1)
-  plain = lambda: _attend(qkv, mask, implementation)
+  plain = lambda: _attend(qkv, mask, run)
   return jax.lax.cond(whole, plain, mixed)
 
 
-def _attend(qkv, mask, implementation):
+def _attend(qkv, mask, run):
   queries = {n: q for n, (q, _, _) in qkv.items() if q is not None}
-  heads = attention(
-    tokens.join(list(queries.values())),
-    tokens.join([k for _, k, _ in qkv.values()]),
-    tokens.join([v for _, _, v in qkv.values()]),
-    mask,
-    implementation=implementation,
-  )
-  parts = tokens.split(heads, [q.shape[1] for q in queries.values()])
-  return dict(zip(queries, parts, strict=True))
+  keys, values = ([x[i] for x in qkv.values()] for i in (1, 2))
+  heads = run(list(queries.values()), keys, values, mask)
+  return dict(zip(queries, heads, strict=True))

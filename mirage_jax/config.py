@@ -65,9 +65,17 @@ class MirageConfig:
       192 * 192; from scratch, the number of patches in a frame makes
       neighbours one unit apart, which the frequencies' init expects.
     remat: What the backward pass recomputes in each block: 'none' keeps all,
-      'dots' keeps the outputs of linear maps, and of attention if 'recompute',
-      'full' keeps only block inputs.
+      'dots' keeps the outputs of linear maps and of attention, 'attention' only
+      the latter, 'full' only block inputs. Attention tells what its gradient
+      needs, the output and a number per query, if it is 'recompute' or 'tpu';
+      kept, its forward pass does not run again.
     attention: Implementation, see `ops.attention`.
+    context: How tokens on different devices meet: 'xla' leaves it to XLA, which
+      cannot split kernels; 'ulysses' trades tokens for heads by an all-to-all,
+      'ring' passes keys and values round, 'both' does so among groups of
+      'ulysses'. See `ops.attention.parallel`.
+    ring: Devices in a ring, for 'both'; the mesh's context axis over it is how
+      many trade heads.
     dtype: Compute dtype; parameters, norms, softmax and modulation stay
       float32.
   """
@@ -89,10 +97,18 @@ class MirageConfig:
   time_alignment: float = 0.0
   reference_sigma_zero: bool = True
   rope_area: float = 192.0 * 192.0
-  remat: Literal['none', 'dots', 'full'] = 'none'
+  remat: Literal['none', 'dots', 'attention', 'full'] = 'none'
   attention: Literal[
-    'reference', 'recompute', 'dot_product', 'tpu', 'tpu_interpret', 'cudnn'
+    'reference',
+    'recompute',
+    'dot_product',
+    'tpu',
+    'tpu_interpret',
+    'cudnn',
+    'splash',
   ] = 'reference'
+  context: Literal['xla', 'ulysses', 'ring', 'both'] = 'xla'
+  ring: int = 2
   dtype: Literal['float32', 'bfloat16'] = 'float32'
 
   def __post_init__(self):

@@ -22,6 +22,7 @@ REMAT = {
     _POLICIES.dots_with_no_batch_dims_saveable,
     _POLICIES.save_only_these_names('attention'),
   ),
+  'attention': _POLICIES.save_only_these_names('attention'),
   'full': _POLICIES.nothing_saveable,
 }
 # Below it, a predicted clean latent turns into a velocity as if at it.

@@ -1,11 +1,13 @@
 """All implementations of attention against float64 numpy and each other."""
 
+import functools
+
 import jax
 from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from mirage_jax.ops.attention import attention
+from mirage_jax.ops.attention import attention, reference
 
 NAMES = ('reference', 'recompute', 'dot_product')
 MASK = np.array([[True, False, True, True, False], [True] * 5, [False] * 5])
@@ -63,3 +65,25 @@ def test_keeps_bfloat16_and_softmax_in_float32(name):
 def test_an_unknown_implementation_is_refused():
   with pytest.raises(ValueError, match="'fast'.*reference"):
     attention(*draw(), implementation='fast')
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('tokens', [512, 300])
+@pytest.mark.parametrize('masked', [False, True])
+def test_splash_equals_the_reference(tokens, masked):
+  from mirage_jax.ops.attention import splash  # Pallas is slow to import.
+
+  rng = np.random.default_rng(0)
+  shapes = ((2, n, 2, 128) for n in (300, tokens, tokens))
+  args = [rng.standard_normal(shape, np.float32) for shape in shapes]
+  mask = rng.random((2, tokens)) < np.array([[0.5], [0]]) if masked else None
+
+  def total(fn, *args):
+    return jnp.sum(jnp.sin(fn(*args, mask)))
+
+  run = functools.partial(splash.attention, interpret=True)
+  grads = [
+    jax.jit(jax.value_and_grad(functools.partial(total, fn), (0, 1, 2)))(*args)
+    for fn in (run, reference.attention)
+  ]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *grads)

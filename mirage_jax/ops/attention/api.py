@@ -32,6 +32,7 @@ def attention(
       'cudnn': the same, cuDNN's kernels, for NVIDIA GPUs.
       'tpu': flash attention in Pallas, see `tpu.attention`.
       'tpu_interpret': the same kernels, interpreted on any machine: for tests.
+      'splash': JAX's own TPU kernel, to compare with.
 
   Returns:
     Weighted values, in q's dtype.
@@ -75,9 +76,16 @@ def _tpu(q, k, v, mask, **options):
   return tpu.attention(q, k, v, mask, **options)
 
 
+def _splash(q, k, v, mask):
+  from mirage_jax.ops.attention import splash
+
+  return splash.attention(q, k, v, mask)
+
+
 _IMPLEMENTATIONS = {
   'reference': reference.attention,
   'recompute': recompute.attention,
+  'splash': _splash,
   'dot_product': _dot_product,
   'cudnn': _cudnn,
   'tpu': _tpu,

@@ -49,11 +49,7 @@ def attention(
     ValueError: The head dimension or a dtype is not supported, or the chip is
       not known.
   """
-  _check(q, k, v)
-  chip = tpu_blocks.chip() if chip is None else chip
-  plan = tpu_blocks.plan(
-    chip, q.shape[1], k.shape[1], q.shape[-1], q.dtype.itemsize
-  )
+  plan = plan_of(q, k, v, chip=chip, tokens=1)
   if mask is not None:
     keep = mask[:, :, None, None]
     k, v = (jnp.where(keep, x, jnp.zeros_like(x)) for x in (k, v))
@@ -62,7 +58,14 @@ def attention(
   return heads(out)
 
 
-def _check(q, k, v):
+def plan_of(
+  q: Array, k: Array, v: Array, *, chip: str | None = None, tokens: int = 2
+) -> tpu_blocks.Plan:
+  """Blocks for q, k and v, whose axis of that number is tokens.
+
+  Raises:
+    ValueError: As `attention`.
+  """
   dim = q.shape[-1]
   if dim not in (64, 128, 192, 256):
     raise ValueError(
@@ -75,11 +78,54 @@ def _check(q, k, v):
         f"attention 'tpu' takes q, k and v all in one of {DTYPES}, but {name} "
         f"is {x.dtype.name}; 'reference' takes any float."
       )
+  chip = tpu_blocks.chip() if chip is None else chip
+  lengths = q.shape[tokens], k.shape[tokens]
+  return tpu_blocks.plan(chip, *lengths, dim, q.dtype.itemsize)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _attention(q, k, v, mask, plan, interpret):
   return _forward(q, k, v, mask, plan, interpret)[0]
+
+
+def _forward(q, k, v, mask, plan, interpret):
+  q, used = scaled(q), used_keys(k, mask, plan)
+  out, lse = forward(q, k, v, used, plan, interpret)
+  out = checkpoint_name(out, 'attention')
+  lse = checkpoint_name(lse, 'attention')
+  return out, (q, k, v, used, out, lse)
+
+
+def _backward(plan, interpret, saved, do):
+  q, k, v, used, out, lse = saved
+  # One number per query, which the kernel would compute once per key block.
+  delta = do.astype(jnp.float32) * out.astype(jnp.float32)
+  delta = jnp.sum(delta, axis=-1)[:, :, None]
+  do = do.astype(q.dtype)
+  return *backward(q, k, v, used, do, lse, delta, plan, interpret), None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def scaled(q: Float[Array, 'B H T D']) -> Float[Array, 'B H T D']:
+  """q whose products with keys are log2 of weights.
+
+  exp2 is the hardware's; the factors cost nothing on the way in.
+  """
+  scale = jnp.asarray(math.log2(math.e) * q.shape[-1] ** -0.5, jnp.float32)
+  return (q.astype(jnp.float32) * scale).astype(q.dtype)
+
+
+def used_keys(
+  k: Float[Array, 'B H S D'],
+  mask: Bool[Array, 'B S'] | None,
+  plan: tpu_blocks.Plan,
+) -> Bool[Array, 'B _']:
+  """The mask of the keys and their padding."""
+  if mask is None:
+    mask = jnp.ones((k.shape[0], k.shape[2]), bool)
+  return _pad(mask, plan.keys, 1)
 
 
 def _pad(x, length, axis):
@@ -108,13 +154,19 @@ def _largest_score(q, k):
   return jnp.sqrt(jnp.max(largest(q) * largest(k), axis=1, keepdims=True))
 
 
-def _forward(q, k, v, mask, plan, interpret):
-  # exp2 is the hardware's; the factors cost nothing on the way in.
-  scale = jnp.asarray(math.log2(math.e) * q.shape[-1] ** -0.5, jnp.float32)
-  q = (q.astype(jnp.float32) * scale).astype(q.dtype)
-  batch, rows, keys = q.shape[0], q.shape[2], k.shape[2]
-  used = jnp.ones((batch, keys), bool) if mask is None else mask
-  used = _pad(used, plan.keys, 1)
+def forward(
+  q: Float[Array, 'B H T D'],
+  k: Float[Array, 'B H S D'],
+  v: Float[Array, 'B H S D'],
+  used: Bool[Array, 'B _'],
+  plan: tpu_blocks.Plan,
+  interpret=False,
+) -> tuple[Float[Array, 'B H T D'], Float[Array, 'B H 1 _']]:
+  """Of `scaled` queries, and keys and values that are 0 where not used.
+
+  Returns:
+    The output, and float32 log2-sum-exp of all rows, padding too.
+  """
   # NaN compares as unbounded.
   bounded = _largest_score(q, k) <= BOUND
   states = [(~bounded).astype(jnp.int32), _states(used, plan.forward.k)]
@@ -127,30 +179,38 @@ def _forward(q, k, v, mask, plan, interpret):
     blocks=plan.forward,
     interpret=interpret,
   )
-  out = checkpoint_name(out[:, :, :rows], 'attention')
-  lse = checkpoint_name(lse, 'attention')
-  return out, (q, k, v, used, out, lse)
+  return out[:, :, : q.shape[2]], lse
 
 
-def _backward(plan, interpret, saved, do):
-  q, k, v, used, out, lse = saved
+def backward(
+  q: Float[Array, 'B H T D'],
+  k: Float[Array, 'B H S D'],
+  v: Float[Array, 'B H S D'],
+  used: Bool[Array, 'B _'],
+  do: Float[Array, 'B H T D'],
+  lse: Float[Array, 'B H 1 _'],
+  delta: Float[Array, 'B H 1 T'],
+  plan: tpu_blocks.Plan,
+  interpret=False,
+) -> tuple[
+  Float[Array, 'B H T D'], Float[Array, 'B H S D'], Float[Array, 'B H S D']
+]:
+  """Gradients of the queries before `scaled`, keys and values.
+
+  Args as of `forward`, and the output's gradient in q's dtype, the
+  log2-sum-exp over all keys, be these more than the given ones, and the sums of
+  output * gradient over D.
+  """
   rows, keys = q.shape[2], k.shape[2]
-  # One number per query, which the kernel would compute once per key block.
-  delta = do.astype(jnp.float32) * out.astype(jnp.float32)
-  delta = jnp.sum(delta, axis=-1)[:, :, None]
-  states = jnp.pad(_states(used, plan.backward.k), ((0, 0), (1, 0)))
   dq, dk, dv = tpu_backward.attention_vjp(
     _pad(q, plan.rows, 2),
     _pad(k, plan.keys, 2),
     _pad(v, plan.keys, 2),
-    _pad(do.astype(q.dtype), plan.rows, 2),
-    lse,
+    _pad(do, plan.rows, 2),
+    _pad(lse, plan.rows, 3),
     _pad(delta, plan.rows, 3),
-    states,
+    jnp.pad(_states(used, plan.backward.k), ((0, 0), (1, 0))),
     blocks=plan.backward,
     interpret=interpret,
   )
-  return dq[:, :, :rows], dk[:, :, :keys], dv[:, :, :keys], None
-
-
-_attention.defvjp(_forward, _backward)
+  return dq[:, :, :rows], dk[:, :, :keys], dv[:, :, :keys]
