@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from mirage_jax import (
+  accumulate as accumulate_lib,
   config as config_lib,
   data,
   flow,
@@ -59,11 +60,16 @@ def bind(state, params, lora):
   return params if lora is None else lora_lib.attach(state.base, params, lora)
 
 
-def objective(params, batch, key, *, model, cfg):
+def objective(params, batch, key, *, model, cfg, accumulate=1):
   """The flow's loss on a batch, and what to log of it."""
   cond = {k: v for k, v in batch.items() if k != 'video'}
-  apply = functools.partial(model.apply, {'params': params})
-  loss, parts = flow.loss(apply, batch['video'], cond, key, cfg)
+  rows = flow.draw(batch['video'], cond, key, cfg)
+
+  def score(params, rows):
+    apply = functools.partial(model.apply, {'params': params})
+    return flow.score(apply, rows, cfg)
+
+  loss, parts = accumulate_lib.mean(score, rows, accumulate)(params)
   noisy = parts['sigma'] > 0.9
   sums = jnp.stack([jnp.where(noisy, parts['loss'], 0).sum(), noisy.sum()])
   return loss, {'loss_noisy': sums[0] / jnp.maximum(sums[1], 1)}
@@ -83,7 +89,17 @@ def adopt(state, found, *, stitch, lora=None):
 
 
 def train_step(
-  state, batch, key, *, model, cfg, stitch, tx, ema_decay, lora=None
+  state,
+  batch,
+  key,
+  *,
+  model,
+  cfg,
+  stitch,
+  tx,
+  ema_decay,
+  lora=None,
+  accumulate=1,
 ):
   """(state, batch, base key) -> (state, metrics)."""
   key = jax.random.fold_in(key, state.step)
@@ -91,7 +107,9 @@ def train_step(
 
   def loss_fn(params):
     params = bind(state, params, lora)
-    return objective(params, batch, key, model=model, cfg=cfg)
+    return objective(
+      params, batch, key, model=model, cfg=cfg, accumulate=accumulate
+    )
 
   return train_lib.update(state, loss_fn, tx, ema_decay)
 
@@ -138,7 +156,8 @@ def make(config: Mapping[str, Any]) -> Experiment:
   """Builds the pure functions of a run from a plain config.
 
   Raises:
-    ValueError: a key is unknown or missing.
+    ValueError: a key is unknown or missing, or `accumulate` does not divide the
+      batch.
     FileNotFoundError: no shards at data.train or data.eval (from `dataset`).
   """
   opt = config_lib.build(train_lib.OptimizerConfig, config['optimizer'])
@@ -148,6 +167,11 @@ def make(config: Mapping[str, Any]) -> Experiment:
   stitch, lora = recipes(config, model.cfg)
   tx = stitch_lib.optimizer(opt, stitch, config['num_steps'])
   size, seed = config['batch_size'], config['seed']
+  accumulate = config.get('accumulate', 1)
+  if accumulate < 1 or size % accumulate:
+    raise ValueError(
+      f'accumulate={accumulate} does not divide batch_size {size}.'
+    )
   batch = abstract_batch(config, size)
   patches = batch['video'].shape[1:4]
   tokens = patches[0] * patches[1] * patches[2] // model.cfg.patch_size**2
@@ -162,7 +186,12 @@ def make(config: Mapping[str, Any]) -> Experiment:
   return Experiment(
     init=functools.partial(init, model=model, tx=tx, batch=batch, lora=lora),
     train_step=functools.partial(
-      train_step, cfg=cfg, tx=tx, ema_decay=opt.ema_decay, **how
+      train_step,
+      cfg=cfg,
+      tx=tx,
+      ema_decay=opt.ema_decay,
+      accumulate=accumulate,
+      **how,
     ),
     dataset=batches(source, source.train),
     eval_step=functools.partial(eval_step, cfg=whole, **how),

@@ -6,6 +6,7 @@ callable (video, sigma, cond) -> velocity.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from jax import numpy as jnp
@@ -135,12 +136,31 @@ def loss(
   Returns:
     The loss, and {'sigma': [B], 'loss': [B]} per sample, all float32.
   """
+  return score(apply, draw(video, cond, key, cfg), cfg)
+
+
+def draw(
+  video: Float[Array, 'B F Y X C'],
+  cond: Mapping[str, Array],
+  key: jax.Array,
+  cfg: config.FlowConfig,
+) -> dict[str, Any]:
+  """All that is random in `loss`, as rows [B ...] for `score`."""
   key_sigma, key_noise, key_drop = jax.random.split(key, 3)
-  video = video.astype(jnp.float32)
-  sigma = sample_sigma(key_sigma, video.shape[:1], cfg)
-  noise = jax.random.normal(key_noise, video.shape)
-  cond = drop_conditions(key_drop, cond, cfg)
-  predicted = apply(interpolate(video, noise, sigma), sigma, cond)
+  return dict(
+    video=video.astype(jnp.float32),
+    sigma=sample_sigma(key_sigma, video.shape[:1], cfg),
+    noise=jax.random.normal(key_noise, video.shape),
+    cond=drop_conditions(key_drop, cond, cfg),
+  )
+
+
+def score(
+  apply: Apply, rows: Mapping[str, Any], cfg: config.FlowConfig
+) -> tuple[Float[Array, ''], dict[str, Array]]:
+  """`loss` of what `draw` gave, or of some rows of it."""
+  video, sigma, noise = rows['video'], rows['sigma'], rows['noise']
+  predicted = apply(interpolate(video, noise, sigma), sigma, rows['cond'])
   error = predicted.astype(jnp.float32) - velocity(video, noise)
   error = jnp.square(error) * motion_weights(video, cfg.motion_weight)
   losses = jnp.mean(error, axis=range(1, video.ndim))
