@@ -24,13 +24,13 @@ backward kernels and XLA's fusions have not been compared with hardware.
 """
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 import operator
 import os
-import re
 
+from launch.aot_bundles import Kernel, parse, signed
 from launch.aot_chips import Chip
 
 LATENCY = 700  # clocks from a DMA's last byte to the end of the wait for it
@@ -39,51 +39,8 @@ GRANULE = 32  # bytes, the unit of a DMA's size
 DELAY_SLOTS = 4
 MAX_STEPS = 40_000_000  # bundles executed one by one; about a minute
 
-_BUNDLE = re.compile(
-  r'^\s*(?:0x)?[0-9a-f]+\s+(?:L[HBE]|P[BF]|CT)?\s*:[\s>]*\{', re.M
-)
-_COMMENT = re.compile(r'/\*.*?\*/', re.S)
-_REGION = re.compile(r'Start(?:/End empty)? region (\d+)')
-_REGISTER = re.compile(r'%(?:\w+_)?([sp]\d+)$')
-_CORE = re.compile(r'sld \[smem:\[(#\w+)\]\][^/]*/\*[^*]*core (?:id|index)')
-_INSTRUCTION = re.compile(r'(%\w+) = ([\w.]+)\s*(.*)$', re.S)
-_GUARD = re.compile(r'\((!?)(%\w+)(?:, [^)]*)?\),?\s*')
-_ADDRESS = re.compile(r'(\[(?:[^\[\]]|\[[^\]]*\])*\])[\s,]*')
-_MATMUL = re.compile(r'= vmatmul([\w.\[\]]*?)mxu(\d)')
-_ROWS = {'bf16': 16, 'f32': 8, 'f8': 32, 's8': 32, 'u8': 32, 's4': 32, 'u4': 32}
-
 # An int, a (symbol, offset) of some memory, or None if it is not known.
 Value = int | tuple[str, int] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Operand:
-  """symbol + offset + the sum of registers."""
-
-  symbol: str | None
-  offset: int
-  registers: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Op:
-  """A scalar instruction; it happens if the guard's register is (not) zero."""
-
-  kind: str  # set, load, store, branch, dma, wait or delay
-  name: str  # the opcode; of a branch, the region it goes to
-  target: str | None = None  # the register it writes
-  args: tuple[Operand | None, ...] = ()  # of a DMA: size and flag
-  guard: tuple[bool, str] | None = None  # (negated, register)
-
-
-@dataclasses.dataclass(frozen=True)
-class Kernel:
-  """A parsed schedule."""
-
-  bundles: Sequence[Sequence[Op]]
-  regions: Mapping[str, int]  # name -> its first bundle, but for the end's
-  matmuls: Sequence[Mapping[str, int]]  # per bundle, rows pushed to each MXU
-  core_symbols: frozenset[str]  # where the number of the core is read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,130 +58,23 @@ class Cycles:
   assumed: bool = False  # that some data are zeros
 
 
-def parse(text: str) -> Kernel:
-  """Reads a `*-final_bundles.txt`."""
-  bundles, regions, matmuls = [], {}, []
-  for raw in _BUNDLE.split(text)[1:]:
-    for comment in _COMMENT.findall(raw):
-      for region in _REGION.findall(comment):
-        regions.setdefault(region, len(bundles))
-    code = _COMMENT.sub('', raw)
-    bundles.append([op for op in map(_decode, code.split(';;')) if op])
-    matmuls.append(_matmul_rows(code))
-  return Kernel(
-    _that_matter(bundles), regions, matmuls, frozenset(_CORE.findall(text))
-  )
-
-
-def _matmul_rows(code):
-  rows = collections.Counter()
-  for kind, unit in _MATMUL.findall(code):
-    # `.lmr` streams one register of eight rows again.
-    known = [8] * ('.lmr' in kind)
-    known += [n for name, n in _ROWS.items() if f'.{name}' in kind]
-    rows[unit] += known[0] if known else 0
-  return rows
-
-
-def _decode(text):
-  match = _INSTRUCTION.match(text.strip().rstrip('}').strip())
-  if not match:
-    return None
-  target, name, rest = _register(match[1]), match[2], match[3].strip()
-  if name in ('vdelay', 'sdelay'):
-    return Op('delay', name, args=(_operand(rest.split()[0]),))
-  if name[0] == 'v' or name in ('sphi', 'sfence'):
-    return None
-  address = []
-  if name in ('sld', 'sst'):
-    found = _ADDRESS.match(rest)
-    address, rest = [_operand(found[1])], rest[found.end() :]
-  guard, rest = None, re.sub(r'^\[thread:[^\]]*\]\s*', '', rest)
-  if found := _GUARD.match(rest):
-    guard, rest = (bool(found[1]), _register(found[2])), rest[found.end() :]
-  if name == 'sbr.rel':
-    return Op('branch', rest.rpartition('$region')[2].strip(), guard=guard)
-  parts = [x for x in re.split(r',(?![^\[]*\])', rest) if x.strip()]
-  args = (*address, *map(_operand, parts))
-  if name == 'dma.done.wait':
-    return Op('wait', name, args=args[:1], guard=guard)
-  if name.startswith('dma.'):  # Source, size, destination, flag.
-    args = (args[1], args[3]) if len(args) > 3 else (None, None)
-    return Op('dma', name, args=args, guard=guard)
-  if name == 'sst':
-    return Op('store', name, args=args, guard=guard)
-  kind = 'load' if name == 'sld' else 'set'
-  return Op(kind, name, target, args, guard) if target else None
-
-
-def _register(text):
-  match = _REGISTER.match(text)
-  return match[1] if match else None
-
-
-def _operand(text):
-  """Parses `%s3_s4`, `-5`, `0x1f`, `[#allocation2 + $0x8]`, `[smem:[...]]`."""
-  symbol, offset, registers = None, 0, []
-  for part in re.sub(r'smem:|[\[\]]', '', text).split('+'):
-    part = part.strip().removeprefix('$')
-    if part.startswith('#'):
-      symbol = (symbol or '') + part
-    elif _register(part):
-      registers.append(_register(part))
-    elif re.fullmatch(r'-?(0x[0-9a-f]+|\d+)', part):
-      offset = signed(offset + int(part, 0))
-    elif part in ('true', 'false'):
-      offset += part == 'true'
-    else:
-      return None
-  return Operand(symbol, offset, tuple(registers))
-
-
-def _that_matter(bundles):
-  """Only the instructions that some branch, DMA or wait depends on."""
-  ops = [op for bundle in bundles for op in bundle]
-  writers = collections.defaultdict(list)
-  for op in ops:
-    writers[op.target].append(op)
-  needed, memory = set(), False
-  todo = [op for op in ops if op.kind in ('branch', 'dma', 'wait')]
-  while todo:
-    op = todo.pop()
-    if op.kind == 'load' and not memory:
-      memory = True
-      todo += [x for x in ops if x.kind == 'store']
-    reads = {r for arg in op.args if arg for r in arg.registers}
-    reads |= {op.guard[1]} if op.guard else set()
-    for register in reads - needed:
-      needed.add(register)
-      todo += writers[register]
-  always = ('branch', 'dma', 'wait', 'delay') + ('store',) * memory
-  return [
-    [op for op in bundle if op.kind in always or op.target in needed]
-    for bundle in bundles
-  ]
+class Data(int):
+  """A number that depends on data, which are taken for zeros."""
 
 
 def simulate(path: str | os.PathLike, chip: Chip) -> Cycles:
   """A dumped `*-final_bundles.txt` on the slowest of the device's cores."""
   with open(path, errors='replace') as file:
     kernel = parse(file.read())
-
-  def run(data):
-    cores = [Core(kernel, chip, n, data).run() for n in range(chip.cores)]
-    return max(cores, key=lambda x: x.cycles)
-
-  found = run(None)
-  if not found.assumed or found.unknown:
-    return found
-  return dataclasses.replace(run(0), assumed=True)
+  cores = [Core(kernel, chip, number).run() for number in range(chip.cores)]
+  return max(cores, key=lambda x: x.cycles)
 
 
 class Core:
-  """Executes the scalar slots of one core; `data` is what DMA brings them."""
+  """Executes the scalar slots of one core; what DMA brings them is zeros."""
 
-  def __init__(self, kernel: Kernel, chip: Chip, number: int, data: Value):
-    self._kernel, self._chip, self._data = kernel, chip, data
+  def __init__(self, kernel: Kernel, chip: Chip, number: int):
+    self._kernel, self._chip = kernel, chip
     self._registers = {}
     self._memory = {(symbol, 0): number for symbol in kernel.core_symbols}
     self._bytes_per_clock = chip.bandwidth / chip.cores / chip.clock
@@ -275,21 +125,27 @@ class Core:
     """Reads all slots, then writes: slots of a bundle do not see each other."""
     writes = []
     for op in ops:
-      holds = self._holds(op.guard)
+      holds, data = self._holds(op.guard)
       if holds is False:
+        if data and op.kind == 'set':
+          old = self._registers.get(op.target)
+          writes.append((self._registers, op.target, _marked(old)))
+        elif data and op.kind == 'branch':
+          self._branch(op, holds, data, at)
         continue
       values = [self._value(x) for x in op.args]
-      if op.kind == 'set':
-        value = compute(op.name, values) if holds else None
-        writes.append((self._registers, op.target, value))
-      elif op.kind == 'load':
-        known = holds and values[0] is not None
-        value = self._memory.get(values[0], self._data) if known else None
+      if op.kind in ('set', 'load'):
+        value = None
+        if holds and op.kind == 'set':
+          value = compute(op.name, values)
+        elif holds and values[0] is not None:
+          value = self._memory.get(values[0], Data(0))
+        value = _marked(value) if data else value
         writes.append((self._registers, op.target, value))
       elif op.kind == 'store':
         writes.append((self._memory, values[0], values[1] if holds else None))
       elif op.kind == 'branch':
-        self._branch(op, holds, at)
+        self._branch(op, holds, data, at)
       elif op.kind == 'dma':
         self._start(op.name, *values)
       elif op.kind == 'wait':
@@ -299,17 +155,18 @@ class Core:
     for place, key, value in writes:
       place[key] = value
 
-  def _branch(self, op, holds, at):
+  def _branch(self, op, holds, data, at):
     target = self._kernel.regions.get(op.name, len(self._kernel.bundles))
+    unsure = data or holds is None
+    if unsure and target <= at:
+      self._unknown[f'loop to region {op.name}'] = None
+      return
+    self._assumed |= unsure
     if holds:
       self._goto = target
-    elif target > at:
-      self._assumed = True
-    else:
-      self._unknown[f'loop to region {op.name}'] = None
 
   def _start(self, name, size, flag):
-    if not isinstance(size, int):
+    if not isinstance(size, int) or type(size) is Data:
       self._unknown['size of a DMA'], size = None, 0
     size *= GRANULE
     if 'hbm' in name or name == 'dma.general':
@@ -327,11 +184,12 @@ class Core:
       self._clock += late
 
   def _holds(self, guard):
-    """True, False, or None if it is not known."""
+    """True, False, or None if it is not known; and whether data say so."""
     if guard is None:
-      return True
+      return True, False
     value = self._registers.get(guard[1])
-    return None if value is None else bool(value) != guard[0]
+    holds = None if value is None else bool(value) != guard[0]
+    return holds, type(value) is Data
 
   def _value(self, operand) -> Value:
     if operand is None:
@@ -344,10 +202,8 @@ class Core:
     return value
 
 
-def signed(x: int) -> int:
-  """Its low 32 bits."""
-  x &= 0xFFFFFFFF
-  return x - (1 << 32) if x >> 31 else x
+def _marked(x: Value) -> Value:
+  return Data(x) if isinstance(x, int) else x
 
 
 def plus(a: Value, b: Value) -> Value:
@@ -356,7 +212,10 @@ def plus(a: Value, b: Value) -> Value:
     a, b = b, a
   if a is None or not isinstance(b, int):
     return None
-  return (a[0], a[1] + b) if isinstance(a, tuple) else signed(a + b)
+  if isinstance(a, tuple):
+    return a[0], plus(a[1], b)
+  total = signed(a + b)
+  return Data(total) if Data in (type(a), type(b)) else total
 
 
 _ARITHMETIC = {
@@ -375,6 +234,15 @@ _ARITHMETIC = {
 
 def compute(name: str, args: Sequence[Value]) -> Value:
   """The result of a scalar instruction, or None if it cannot be known."""
+  value = _compute(name, args)
+  if Data not in map(type, args):
+    return value
+  # Data have no say in what is known without them.
+  without = _compute(name, [None if type(x) is Data else x for x in args])
+  return _marked(value) if without is None else without
+
+
+def _compute(name, args):
   short, *detail = name.split('.')
   if short in ('smov', 'pmov', 'int_to_ptr'):
     return args[-1] if args else None

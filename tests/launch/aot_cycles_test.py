@@ -172,6 +172,22 @@ def test_a_branch_that_depends_on_data_goes_as_if_it_were_zero(tmp_path):
   assert choice('%s8_s8', '{ %v1 = vmov 0 }').unknown == ('loop to region 7',)
 
 
+def test_a_loop_that_zeros_do_not_reach_needs_no_count(tmp_path):
+  """As that over masked keys, in a kernel that is timed without masks."""
+  got = simulate(
+    tmp_path,
+    V5E,
+    '{ %s8_s8 = sld [smem:[#allocation4]] }',
+    '{ %p5_p5 = scmp.eq.s32.totalorder %s8_s8, 0 }',
+    '{ %9 = sbr.rel (%p5_p5) target = $region4 }',
+    *DELAY,
+    *loop('%s8_s8', '{ %v1 = vmov 0 }'),
+    '$4 { %v1 = vmov 0 }',
+  )
+  assert got.assumed and not got.unknown
+  assert got.cycles == 3 + 4 + 1
+
+
 INTEGERS = (-(2**31), -7, -1, 0, 1, 5, 31, 2**31 - 1)
 
 
