@@ -53,17 +53,43 @@ def make_mesh(
 
   Where there are several processes, `context` and `tensor` stay inside one if
   they fit: each loads whole examples. JAX's own order would lay them along a
-  side of a TPU's torus, across processes.
+  side of a TPU's torus, across processes. Of several slices `data` has the
+  outer part: between them, over the data centre's network, goes one sum of
+  gradients a step, and what `fsdp` gathers stays inside.
+
+  Raises:
+    UserError: as `mesh_shape`, or `data` is not a multiple of the slices.
   """
   devices = list(jax.devices() if devices is None else devices)
   shape = mesh_shape(sizes, len(devices))
+  slices = {}
+  for device in devices:
+    slices.setdefault(_slice(device), []).append(device)
+  if shape[0] % len(slices):
+    raise UserError(
+      f'config.mesh.data={shape[0]} must be a multiple of the {len(slices)} '
+      'slices, which no other axis can cross'
+    )
+  shape = (shape[0] // len(slices), *shape[1:])
+  parts = [_slice_mesh(slices[number], shape) for number in sorted(slices)]
   types = (AxisType.Auto,) * len(AXES)
+  return Mesh(np.concatenate(parts), AXES, axis_types=types)
+
+
+def _slice(device):
+  """Which slice of a multislice job it is in; a topology's have no number."""
+  return getattr(device, 'slice_index', 0) if device.platform == 'tpu' else 0
+
+
+def _slice_mesh(devices, shape):
+  """Devices with fast links among them, as an array."""
   processes = len({device.process_index for device in devices})
   inner, local = shape[2] * shape[3], len(devices) // processes
   if processes > 1 and inner > 1 and local % inner == 0:
-    devices.sort(key=lambda device: (device.process_index, device.id))
-    return Mesh(np.reshape(np.array(devices), shape), AXES, axis_types=types)
-  return jax.make_mesh(shape, AXES, devices=devices, axis_types=types)
+    devices = sorted(devices, key=lambda d: (d.process_index, d.id))
+    return np.reshape(np.array(devices), shape)
+  types = (AxisType.Auto,) * len(AXES)
+  return jax.make_mesh(shape, AXES, devices=devices, axis_types=types).devices
 
 
 def abstract_state(exp: Any, mesh: Mesh) -> Any:

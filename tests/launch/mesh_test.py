@@ -43,6 +43,17 @@ def test_sizes_that_do_not_fit_are_refused(sizes, said):
     mesh_lib.mesh_shape(sizes, 8)
 
 
+def test_only_data_crosses_slices(monkeypatch):
+  # Devices of two slices by turns.
+  monkeypatch.setattr(mesh_lib, '_slice', lambda device: device.id % 2)
+  mesh = mesh_lib.make_mesh({'data': 4, 'fsdp': 2})
+  assert mesh.devices.shape == (4, 2, 1, 1)
+  numbers = np.vectorize(lambda device: device.id)(mesh.devices)
+  assert (numbers[:2] % 2 == 0).all() and (numbers[2:] % 2 == 1).all()
+  with pytest.raises(UserError, match='data=1 must be a multiple of the 2'):
+    mesh_lib.make_mesh({'fsdp': 8})
+
+
 def test_parameters_moments_and_average_are_laid_out_alike():
   exp = toy_experiment.make(toy_config.plain())
   state = mesh_lib.abstract_state(exp, mesh_lib.make_mesh(SIZES))
