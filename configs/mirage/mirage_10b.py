@@ -27,7 +27,9 @@ import ml_collections
 from configs import args
 
 # Parameters, moments and average are split over fsdp; a sample's tokens over
-# context, since 64 samples do not fill 256 devices.
+# context, since 64 samples do not fill 256 devices: there each device takes 6 of
+# the 24 heads (Ulysses), which moves less than a ring would, and kernels see whole
+# sequences.
 PODS = {
   # 95 GB a chip.
   'v5p_256': dict(mesh=dict(data=1, fsdp=64, context=4, tensor=1)),
@@ -122,8 +124,10 @@ def model() -> dict:
     audio=dict(width=512, mlp_dim=1536, in_dim=1024),
     latent_channels=12,
     patch_size=2,
-    attention='recompute',
-    # A block's inputs only: its activations are 1.2 GB a device.
-    remat='full',
+    attention='tpu',
+    context='ulysses',
+    # Beside a block's inputs what attention gave, which is as large: its forward
+    # pass, most of a block, does not run again for the gradient.
+    remat='attention',
     dtype='bfloat16',
   )
