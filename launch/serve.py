@@ -93,6 +93,7 @@ def main(_: list[str]) -> None:
       )
       server = uvicorn.Server(config)
       socket = config.bind_socket()
+      socket.listen()  # Who comes before the server runs has to wait a moment.
       port = socket.getsockname()[1]
       print(f'open http://{_HOST.value}:{port}', flush=True)
       server.run(sockets=[socket])
