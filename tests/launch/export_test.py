@@ -9,9 +9,18 @@ import pytest
 import soundfile
 
 from configs.mirage import grid
-from launch import bundle, checkpoint, encode, generate, loop, media, shards
+from launch import (
+  bundle,
+  changes,
+  checkpoint,
+  encode,
+  generate,
+  loop,
+  media,
+  shards,
+)
 from launch.errors import UserError
-from mirage_jax import config as config_lib, latents, train_step
+from mirage_jax import config as config_lib, latents, lora, train_step
 from mirage_jax.vae import Vae, VaeConfig
 from tests import tiny
 
@@ -26,11 +35,12 @@ def write_clips(folder, count=4, frames=50):
   return records
 
 
-def fake_run(workdir, config, params):
+def fake_run(workdir, config, params, wrap=lambda state: state):
   """A workdir with one checkpoint, as the loop leaves it."""
   tx = train_step.optimizer(train_step.OptimizerConfig(1e-3), 10)
   state = train_step.new_state(params, tx)
   state = state.replace(ema=jax.tree.map(lambda x: x + 0.5, state.params))
+  state = wrap(state)
   data = iter(grain_numbers())
   checkpoint.claim_workdir(workdir, config)
   with checkpoint.Checkpoints(workdir) as checkpoints:
@@ -259,3 +269,51 @@ def test_from_clips_to_a_video(binary, tmp_path):
   assert binary('sample')(*flags, f'--out={tmp_path}/o.mp4') == 0
   made = media.read_video(tmp_path / 'o.mp4').frames
   assert made.shape == (generate.num_frames(round(1.3 * 16000)), 16, 16, 3)
+
+
+@pytest.fixture(scope='module')
+def lora_run(tmp_path_factory):
+  """A run that changes the tiny transformer, with its averaged changes."""
+  workdir = tmp_path_factory.mktemp('lora') / 'run'
+  recipe = {'rank': 2, 'targets': ['blocks/video/qkv', 'audio_in']}
+  config = {'model': tiny.DIT, 'data': tiny.WINDOW, 'latent_size': [2, 2]}
+  config['lora'] = recipe
+  cfg = config_lib.build(lora.LoraConfig, recipe)
+  learned = lora.init(jax.random.key(0), cfg, tiny.dit_params())
+  wrap = lambda state: lora.LoraState(**vars(state), base=tiny.dit_params())
+  state = fake_run(workdir, config, learned, wrap)
+  return workdir, lora.merge(state.base, state.ema, cfg)
+
+
+def test_what_lora_learned_is_merged(binary, tiny_file, lora_run, tmp_path):
+  workdir, want = lora_run
+  out, only = tmp_path / 'all.safetensors', tmp_path / 'only.safetensors'
+  export = binary('export')
+  how = f'--workdir={workdir}', f'--vae={tiny_file}'
+  assert export(*how, f'--out={out}') == 0
+  assert_same(bundle.load(out).dit, half(want))
+  # Or on its own, small, to be merged where the base is.
+  assert export(*how, f'--out={only}', '--changes_only') == 0
+  assert only.stat().st_size < 0.2 * tiny_file.stat().st_size
+  again = tmp_path / 'again.safetensors'
+  how = f'--changes={only}', f'--vae={tiny_file}'
+  assert export(*how, f'--out={again}') == 0
+  base = bundle.load(tiny_file).dit
+  cfg = lora.LoraConfig(2, targets=('blocks/video/qkv', 'audio_in'))
+  _, learned = changes.load(only)
+  assert_same(bundle.load(again).dit, half(lora.merge(base, learned, cfg)))
+
+
+def test_changes_that_do_not_fit_are_told(
+  binary, tiny_file, dit_run, lora_run, tmp_path, one_error
+):
+  out, export = tmp_path / 'x.safetensors', binary('export')
+  alone = f'--workdir={dit_run[0]}', '--changes_only', f'--out={out}'
+  assert export(*alone) == 1
+  assert 'no lora' in one_error()
+  assert export(f'--changes={tiny_file}', f'--vae={tiny_file}', f'--out={out}')
+  assert 'no file of `launch.export --changes_only`' in one_error()
+  both = f'--changes={tiny_file}', f'--workdir={lora_run[0]}'
+  assert export(*both, f'--out={out}') == 1
+  assert 'leave out --workdir' in one_error()
+  assert not out.exists()

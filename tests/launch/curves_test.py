@@ -1,0 +1,59 @@
+"""Curves of several runs, one after the other where one led to another."""
+
+import json
+
+import pytest
+
+from launch.errors import UserError
+
+
+@pytest.fixture
+def curves(binary):
+  with binary('curves').loaded() as module:
+    yield module
+
+
+def run(folder, source='', steps=(2, 4), saved=4):
+  (folder / 'checkpoints' / str(saved)).mkdir(parents=True)
+  (folder / 'config.json').write_text(json.dumps({'init_from': str(source)}))
+  rows = [{'step': s, 'time': 0, 'eval/loss': 1 / s} for s in steps]
+  rows.insert(1, {'step': 3, 'time': 0, 'loss': 7.0, 'eval/loss': None})
+  text = '\n'.join(json.dumps(row) for row in rows)
+  (folder / 'metrics.jsonl').write_text(text + '\n{"step": 9, "eval')
+  return folder
+
+
+def test_a_curve_leaves_out_what_is_not_there(curves, tmp_path):
+  first = run(tmp_path / 'a')
+  assert curves.read_curve(first, 'eval/loss') == [(2, 0.5), (4, 0.25)]
+  with pytest.raises(UserError, match='no eval/lips; .* eval/loss, loss'):
+    curves.read_curve(first, 'eval/lips')
+  with pytest.raises(UserError, match='not found'):
+    curves.read_curve(tmp_path, 'loss')
+
+
+def test_steps_add_up_from_run_to_run(curves, tmp_path):
+  a = run(tmp_path / 'a')
+  b = run(tmp_path / 'b', a, saved=6)
+  c = run(tmp_path / 'c', b)
+  assert [curves.steps_before(x) for x in (a, b, c)] == [0, 4, 10]
+  d = run(tmp_path / 'd', tmp_path / 'weights.safetensors')
+  assert curves.steps_before(d) == 0
+  run(tmp_path / 'e', tmp_path / 'f')
+  f = run(tmp_path / 'f', tmp_path / 'e')
+  with pytest.raises(UserError, match='start from each other'):
+    curves.steps_before(f)
+
+
+def test_the_binary_plots_them(binary, tmp_path, capsys, one_error):
+  pytest.importorskip('matplotlib')
+  a = run(tmp_path / 'a')
+  b = run(tmp_path / 'b', a)
+  out = tmp_path / 'curves.png'
+  with binary('curves').loaded(f'--out={out}') as module:
+    module.main(['curves', str(a), str(b)])
+  assert out.read_bytes().startswith(b'\x89PNG')
+  assert 'b: eval/loss 0.25 at step 8' in capsys.readouterr().out
+  with binary('curves').loaded() as module, pytest.raises(SystemExit):
+    module.main(['curves', str(a)])
+  assert '--out' in one_error()
