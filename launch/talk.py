@@ -12,7 +12,6 @@ import numpy as np
 
 from launch import (
   bundle,
-  changes,
   faces,
   generate,
   media,
@@ -67,6 +66,8 @@ def load_generator(
       raise UserError('--vae goes with a workdir; a bundle has its own VAE')
     path = path or bundle.DEFAULT
     return generate.Generator(bundle.load(path), str(path), quantised)
+  from launch import changes  # Brings Orbax, which takes a second to import.
+
   config, params = changes.transformer(path)
   if 'model' not in config:
     raise UserError(
