@@ -283,8 +283,8 @@ class Walk:
     """(operation, bytes of the result, group), or None if it is another."""
     if x.base in COLLECTIVES:
       return x.base, self._result(x, x.base), self._group(x)
-    if x.op in ('fusion', 'async-start'):
-      for name in x.called('calls'):
+    if x.op in ('fusion', 'async-start', 'call-start'):
+      for name in x.called('calls') + x.called('to_apply'):
         for inner in self._computations.get(name, []):
           if inner.base in COLLECTIVES:
             result = self._result(inner, inner.base)

@@ -151,7 +151,11 @@ def test_a_kernel_without_a_time_is_told():
   assert timeline.assumed == {'flash.7'} and not timeline.unknown
 
 
-def test_a_collective_on_the_sparse_core():
+@pytest.mark.parametrize(
+  ('op', 'attribute'),
+  [('custom-call', 'called_computations={%sc}'), ('call', 'to_apply=%sc')],
+)
+def test_a_collective_on_the_sparse_core(op, attribute):
   others = (
     '%sc (x: bf16[64]) -> bf16[512] {\n'
     '  ROOT %g = bf16[512]{0} all-gather(%x), replica_groups=mesh['
@@ -160,9 +164,8 @@ def test_a_collective_on_the_sparse_core():
   timeline = walk(
     program(
       '  %all-gather.9-start = ((bf16[64]{0}), bf16[512]{0}) '
-      'custom-call-start(%p), called_computations={%sc}',
-      '  %all-gather.9-done = bf16[512]{0} custom-call-done('
-      '%all-gather.9-start)',
+      f'{op}-start(%p), {attribute}',
+      f'  %all-gather.9-done = bf16[512]{{0}} {op}-done(%all-gather.9-start)',
       others=others,
     )
   )
