@@ -21,9 +21,9 @@ from launch.settings import PLAIN, USUAL, Settings, check_distilled
 from launch.windows import Recent, num_frames, window_starts
 from mirage_jax import (
   config as config_lib,
-  data,
   latents as latents_lib,
   quantise,
+  rope,
   text as text_lib,
 )
 from mirage_jax.audio import LogMel
@@ -257,7 +257,7 @@ class Generator:
       reference[1:], mask[1:] = past[-window['past'] :], True
     cond = dict(
       reference=reference,
-      reference_time=data.reference_times(IMAGE_SECONDS, window['past']),
+      reference_time=rope.reference_times(IMAGE_SECONDS, window['past']),
       reference_mask=mask,
       audio=audio,
       audio_mask=np.ones(len(audio), bool),

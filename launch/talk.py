@@ -66,7 +66,7 @@ def load_generator(
       raise UserError('--vae goes with a workdir; a bundle has its own VAE')
     path = path or bundle.DEFAULT
     return generate.Generator(bundle.load(path), str(path), quantised)
-  from launch import changes  # Brings Orbax, which takes a second to import.
+  from launch import changes  # Brings Orbax, and Grain, which take a second.
 
   config, params = changes.transformer(path)
   if 'model' not in config:

@@ -3,13 +3,12 @@
 from jaxtyping import Float
 import numpy as np
 
-from mirage_jax import data
-from mirage_jax.audio import RATE
+from mirage_jax.audio import RATE, TOKEN_RATE
 
 
 def num_frames(num_samples: int) -> int:
   """Video frames that so many samples at 16 kHz last, the last one begun."""
-  return -(-num_samples * data.FPS // RATE)
+  return -(-num_samples * TOKEN_RATE // RATE)
 
 
 def window_starts(num_chunks: int, size: int) -> list[int]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mirage_jax import augment, records, text
 from mirage_jax.audio import TOKEN_RATE
-from mirage_jax.rope import CHUNK_FRAMES, CHUNK_LATENTS
+from mirage_jax.rope import CHUNK_FRAMES, CHUNK_LATENTS, reference_times
 
 FPS = TOKEN_RATE
 
@@ -207,12 +207,6 @@ def _text(record, length):
   words = np.zeros((length, found.shape[1]), np.float32)
   words[: len(found)] = found
   return words, np.arange(length) < len(found)
-
-
-def reference_times(seconds: float, past: int) -> np.ndarray:
-  """Latent times of an image `seconds` off the window's start and of a past."""
-  image = seconds * CHUNK_LATENTS
-  return np.array([image, *range(-past, 0)], np.float32)
 
 
 def _pick_offset(record, rng, num_chunks):

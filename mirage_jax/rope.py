@@ -136,3 +136,9 @@ def apply_rotary(
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   turned = [first * cos - second * sin, second * cos + first * sin]
   return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def reference_times(seconds: float, past: int) -> np.ndarray:
+  """Latent times of an image `seconds` off the window's start and of a past."""
+  image = seconds * CHUNK_LATENTS
+  return np.array([image, *range(-past, 0)], np.float32)
