@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from launch import bundle as bundle_lib, generate
+from launch import bundle as bundle_lib, draw, generate
 from launch.errors import UserError
 from launch.guidance_flags import make_guidance
 from mirage_jax.guidance import Guidance
@@ -258,3 +258,14 @@ def test_a_distilled_model_takes_its_own_plain_steps(monkeypatch):
       UserError, match='takes 3 plain steps of its own.*=3 --a'
     ):
       student(tiny.speech(0.5), tiny.picture(), '', wrong)
+
+
+@pytest.mark.full
+def test_another_weight_is_another_video_but_no_other_program(generator, image):
+  def make(weight):
+    settings = dataclasses.replace(FAST, guidance=Guidance(audio=weight))
+    return generator(tiny.speech(0.5), image, '', settings)
+
+  first, count = make(3.0), draw._step._cache_size()
+  assert (make(8.5) != first).any()
+  assert draw._step._cache_size() == count
