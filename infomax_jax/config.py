@@ -43,6 +43,8 @@ class EncoderConfig:
     lowering: How convolutions run, see `conv.convolve`.
     remat: Recompute the inside of residual layers in the backward pass.
     unroll: Residual layers of 1x1 that one turn of the loop over depth does.
+    tile: Images of which maps larger than 7x7 are made at once, one tile after
+      another; 0 for all. CPUs are faster with tiles that fit their caches.
     dtype: Compute dtype; parameters, norms and outputs stay float32.
   """
 
@@ -59,6 +61,7 @@ class EncoderConfig:
   lowering: Literal['auto', 'native', 'matmul'] = 'auto'
   remat: bool = False
   unroll: int = 1
+  tile: int = 0
   dtype: Literal['float32', 'bfloat16'] = 'float32'
 
   def __post_init__(self):
@@ -66,6 +69,13 @@ class EncoderConfig:
     for name in ('ndf', 'n_rkhs', 'n_depth', 'channels', 'unroll'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name} must be at least 1.')
+    if self.tile < 0:
+      raise ValueError(f'tile must be at least 0, got {self.tile}.')
+    if self.tile and self.use_bn:
+      raise ValueError(
+        f'tile {self.tile} and use_bn exclude each other: norms inside take '
+        'statistics of all images at once.'
+      )
     features = self.layers[-2].inputs
     if self.n_rkhs < features:
       raise ValueError(

@@ -1,5 +1,6 @@
 """AMDIM's convolutional encoder and its 1x1, 5x5 and 7x7 feature maps."""
 
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -8,11 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from infomax_jax import layout
 from infomax_jax.config import EncoderConfig
-from infomax_jax.conv import Conv, average_pool, near_identity
+from infomax_jax.conv import Conv, near_identity
+from infomax_jax.lowering import KEPT, average_pool, keep, rectify
 from infomax_jax.mixture import Mixture
 from infomax_jax.norm import BatchNorm
+
+_KEEP = jax.checkpoint_policies.save_only_these_names(KEPT)
 
 
 @flax.struct.dataclass
@@ -43,17 +46,16 @@ class MaybeNorm(nn.Module):
   """Batch normalisation if the encoder has it inside, else nothing."""
 
   cfg: EncoderConfig
-  mode: Mode
   initial_var: float = 0.81
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B Y X C']) -> Float[Array, 'B Y X C']:
+  def __call__(
+    self, x: Float[Array, 'B Y X C'], mode: Mode
+  ) -> Float[Array, 'B Y X C']:
     if not self.cfg.use_bn:
       return x
-    norm = BatchNorm(
-      *self.mode, self.initial_var, dtype=self.cfg.dtype, name='bn'
-    )
-    return norm(x)
+    norm = BatchNorm(self.initial_var, dtype=self.cfg.dtype, name='bn')
+    return norm(x, *mode)
 
 
 class Residual(nn.Module):
@@ -64,21 +66,22 @@ class Residual(nn.Module):
   """
 
   cfg: EncoderConfig
-  mode: Mode
   features: int
   width: int = 1
   stride: int = 1
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B Y X I']) -> Float[Array, 'B Yo Xo O']:
+  def __call__(
+    self, x: Float[Array, 'B Y X I'], mode: Mode
+  ) -> Float[Array, 'B Yo Xo O']:
     kwargs = dict(lowering=self.cfg.lowering, dtype=self.cfg.dtype)
     y = Conv(self.features, self.width, self.stride, name='conv1', **kwargs)(x)
-    y = nn.relu(MaybeNorm(self.cfg, self.mode, name='norm')(y))
+    y = rectify(MaybeNorm(self.cfg, name='norm')(y, mode))
     zeros = nn.initializers.zeros
     y = Conv(self.features, kernel_init=zeros, name='conv2', **kwargs)(y)
     skip = average_pool(x.astype(y.dtype), self.width, self.stride)
     more = self.features - skip.shape[-1]
-    return y + jnp.pad(skip, ((0, 0), (0, 0), (0, 0), (0, more)))
+    return keep(y + jnp.pad(skip, ((0, 0), (0, 0), (0, 0), (0, more))))
 
 
 class Block(nn.Module):
@@ -89,17 +92,18 @@ class Block(nn.Module):
   """
 
   cfg: EncoderConfig
-  mode: Mode
   features: int
   width: int
   stride: int
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B Y X I']) -> Float[Array, 'B Yo Xo O']:
-    step = lambda module, x: module(x)
+  def __call__(
+    self, x: Float[Array, 'B Y X I'], mode: Mode
+  ) -> Float[Array, 'B Yo Xo O']:
+    step = lambda module, x: module(x, mode)
     if self.cfg.remat:
       step = nn.remat(step, prevent_cse=False)
-    args = (self.cfg, self.mode, self.features)
+    args = (self.cfg, self.features)
     x = step(Residual(*args, self.width, self.stride, name='first'), x)
     depth = self.cfg.n_depth - 1
     if depth:
@@ -119,31 +123,34 @@ class Head(nn.Module):
   """From a map of the trunk to vectors that scores are products of.
 
   A residual network of 1x1 convolutions whose skip is a convolution that
-  starts near the identity.
+  starts near the identity; `finish` normalises what it gives.
   """
 
   cfg: EncoderConfig
-  mode: Mode
 
-  @nn.compact
-  def __call__(self, x: Float[Array, 'B Y X I']) -> Float[Array, 'B Y X C']:
+  def setup(self):
     kwargs = dict(lowering=self.cfg.lowering, dtype=self.cfg.dtype)
-    features = self.cfg.n_rkhs
-    y = Conv(features, name='conv1', **kwargs)(x)
-    y = nn.relu(MaybeNorm(self.cfg, self.mode, 0.9, name='norm')(y))
-    zeros = nn.initializers.zeros
-    y = Conv(features, kernel_init=zeros, name='conv2', **kwargs)(y)
-    skip = Conv(
-      features,
-      use_bias=True,
-      kernel_init=near_identity,
-      name='shortcut',
-      **kwargs,
+    features, zeros = self.cfg.n_rkhs, nn.initializers.zeros
+    self.conv1 = Conv(features, **kwargs)
+    self.norm = MaybeNorm(self.cfg, 0.9)
+    self.conv2 = Conv(features, kernel_init=zeros, **kwargs)
+    self.shortcut = Conv(
+      features, use_bias=True, kernel_init=near_identity, **kwargs
     )
-    y = y + skip(x)
+    self.output = BatchNorm(0.9)
+
+  def __call__(
+    self, x: Float[Array, 'B Y X C'], mode: Mode
+  ) -> Float[Array, 'B Y X C']:
+    y = rectify(self.norm(self.conv1(x), mode))
+    return self.conv2(y) + self.shortcut(x)
+
+  def finish(
+    self, y: Float[Array, 'B Y X C'], mode: Mode
+  ) -> Float[Array, 'B Y X C']:
     if not self.cfg.output_norm:
       return y.astype(jnp.float32)
-    return BatchNorm(*self.mode, 0.9, name='output')(y)
+    return self.output(y, *mode)
 
 
 class Encoder(nn.Module):
@@ -155,9 +162,21 @@ class Encoder(nn.Module):
 
   cfg: EncoderConfig
 
-  @nn.compact
+  def setup(self):
+    cfg = self.cfg
+    for i, layer in enumerate(cfg.layers):
+      setattr(self, f'layer{i}', _layer(cfg, layer))
+    self.head5, self.head7 = Head(cfg), Head(cfg)
+    if cfg.components:
+      hidden = cfg.mixture_hidden or cfg.n_rkhs
+      self.mixture = Mixture(cfg.components, hidden, cfg.dtype)
+
   def __call__(
-    self, x: Float[Array, 'B Y X C'], train: bool = False, views: int = 1
+    self,
+    x: Float[Array, 'B Y X C'],
+    train: bool = False,
+    views: int = 1,
+    chunks: int = 1,
   ) -> Features:
     """Encodes normalised images.
 
@@ -166,57 +185,67 @@ class Encoder(nn.Module):
       train: Normalise by the batch and update running statistics, once per
         view; make 'batch_stats' mutable.
       views: See `encode_views`.
+      chunks: See `encode_views`.
 
     Raises:
       ValueError: The images are not of the encoder's size, or there is only
         one to train on.
     """
-    cfg, mode, taps = self.cfg, Mode(train, views), {}
+    cfg, mode = self.cfg, Mode(train, views)
     want = (cfg.image_size, cfg.image_size, cfg.channels)
     if x.shape[1:] != want:
       raise ValueError(
         f'The encoder takes images of (rows, columns, channels) {want}, got '
         f'{x.shape[1:]}.'
       )
-    x = x.astype(cfg.dtype)
-    for i, layer in enumerate(cfg.layers):
-      x = self._layer(x, layer, mode, f'layer{i}')
-      taps[layer.size] = x
-    r1 = taps[1].reshape(-1, cfg.n_rkhs).astype(jnp.float32)
-    components = None
-    if cfg.components:
-      hidden = cfg.mixture_hidden or cfg.n_rkhs
-      mix = Mixture(cfg.components, hidden, cfg.dtype, name='mixture')
-      components = mix(r1)
+    maps = lambda module, x: module.maps(x, mode)
+    one, five, seven = _in_turn(maps, self, x.astype(cfg.dtype), chunks, views)
+    r1 = one.reshape(-1, cfg.n_rkhs).astype(jnp.float32)
+    if cfg.output_norm:
+      r1 = getattr(self, f'layer{len(cfg.layers) - 1}')(r1, *mode)
     return Features(
       r1=r1,
-      r5=Head(cfg, mode, name='head5')(taps[5]),
-      r7=Head(cfg, mode, name='head7')(taps[7]),
-      components=components,
+      r5=self.head5.finish(five, mode),
+      r7=self.head7.finish(seven, mode),
+      components=self.mixture(r1) if cfg.components else None,
     )
 
-  def _layer(self, x, layer: layout.Layer, mode: Mode, name: str):
-    cfg, window = self.cfg, (layer.features, layer.width, layer.stride)
-    if layer.kind == 'conv':
-      pad = (layer.pad, layer.pad)
-      x = jnp.pad(x, ((0, 0), pad, pad, (0, 0)), mode='reflect')
-      conv = Conv(
-        *window,
-        use_bias=True,
-        lowering=cfg.lowering,
-        dtype=cfg.dtype,
-        name=name,
-      )
-      return nn.relu(conv(x))
-    if layer.kind == 'residual':
-      return Residual(cfg, mode, *window, name=name)(x)
-    if layer.kind == 'block':
-      return Block(cfg, mode, *window, name=name)(x)
-    if layer.kind == 'norm':
-      return MaybeNorm(cfg, mode, name=name)(x)
-    if not cfg.output_norm:
-      return x
-    return BatchNorm(*mode, 0.81, name=name)(x)
+  def maps(self, x: Float[Array, 'B Y X C'], mode: Mode) -> tuple[Array, ...]:
+    """What r1, r5 and r7 are before their norms; each image by itself."""
+    cfg, taps = self.cfg, {}
+    large = sum(layer.size > 7 for layer in cfg.layers)
+    start = lambda module, x: module.through(x, range(large), mode)
+    count = _tiles(len(x), cfg.tile)
+    x = _in_turn(start, self, x, count, policy=_KEEP)
+    for i in range(large, len(cfg.layers) - 1):
+      x = taps[cfg.layers[i].size] = self.through(x, [i], mode)
+    return taps[1], self.head5(taps[5], mode), self.head7(taps[7], mode)
+
+  def through(
+    self, x: Float[Array, 'B Y X C'], indices: Iterable[int], mode: Mode
+  ) -> Float[Array, 'B Yo Xo O']:
+    """Passes the layers of these indices."""
+    for i in indices:
+      layer, module = self.cfg.layers[i], getattr(self, f'layer{i}')
+      if layer.kind == 'conv':
+        edge = (layer.pad, layer.pad)
+        x = jnp.pad(x, ((0, 0), edge, edge, (0, 0)), mode='reflect')
+        x = rectify(module(x))
+      else:
+        x = module(x, mode)
+    return x
+
+
+def _layer(cfg, layer):
+  window = (layer.features, layer.width, layer.stride)
+  if layer.kind == 'conv':
+    kwargs = dict(use_bias=True, lowering=cfg.lowering, dtype=cfg.dtype)
+    return Conv(*window, **kwargs)
+  if layer.kind == 'residual':
+    return Residual(cfg, *window)
+  if layer.kind == 'block':
+    return Block(cfg, *window)
+  return MaybeNorm(cfg) if layer.kind == 'norm' else BatchNorm(0.81)
 
 
 def encode_views(
@@ -232,19 +261,18 @@ def encode_views(
   and the running statistics move twice. The views of an image go in next to
   each other, so that both stay on its device.
 
-  With several chunks, every chunks-th image is encoded at once, and once more
-  in the backward pass, where only these images' activations are in memory. The
-  features are of the whole batch, and so are the negatives of any loss on them;
-  but each chunk is normalised by itself and moves the running statistics.
+  With several chunks, every chunks-th image goes through the convolutions at
+  once, and once more in the backward pass, where only these images' activations
+  are in memory. The norms of r1, r5 and r7 and any loss are of the whole batch:
+  nothing but rounding changes. Norms further inside (`use_bn`) are of each
+  chunk, and it moves their running statistics.
 
   Returns:
     The features of both and the new 'batch_stats'.
   """
-  if chunks > 1:
-    return _encode_chunks(encoder, variables, (one, two), chunks)
   x = jnp.stack([one, two], 1).reshape(-1, *one.shape[1:])
   both, updates = encoder.apply(
-    variables, x, train=True, views=2, mutable=['batch_stats']
+    variables, x, train=True, views=2, chunks=chunks, mutable=['batch_stats']
   )
   split = lambda view: jax.tree.map(
     lambda y: y.reshape(-1, 2, *y.shape[1:])[:, view], both
@@ -252,25 +280,58 @@ def encode_views(
   return split(0), split(1), updates.get('batch_stats', {})
 
 
-def _encode_chunks(encoder, variables, views, chunks):
-  # Not rows next to each other: these lie on one device.
+def _in_turn(
+  fn: Callable,
+  module: Encoder,
+  x: Float[Array, 'B ...'],
+  count: int,
+  views: int = 1,
+  policy: Callable | None = None,
+):
+  """fn of equal parts of the batch, one after another.
+
+  What fn keeps for its gradient is what the policy names, by default nothing.
+  """
+  if count == 1:
+    return fn(module, x)
+  scattered = not _on_one_device() or views > 1
+
   def deal(x):
-    x = x.reshape(-1, chunks, *x.shape[1:]).swapaxes(0, 1)
+    if not scattered:
+      return x.reshape(count, -1, *x.shape[1:])
+    # Not rows next to each other: these lie on one device.
+    x = x.reshape(-1, count, views, *x.shape[1:]).swapaxes(0, 1)
+    x = x.reshape(count, -1, *x.shape[3:])
     axes = (None, 'batch', *(None,) * (x.ndim - 2))
     return nn.with_logical_constraint(x, axes)
 
-  def gather(x):
-    x = x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
-    return nn.with_logical_constraint(x, ('batch', *(None,) * (x.ndim - 1)))
+  def gather(y):
+    if not scattered:
+      return y.reshape(-1, *y.shape[2:])
+    y = y.reshape(count, -1, views, *y.shape[2:]).swapaxes(0, 1)
+    y = y.reshape(-1, *y.shape[3:])
+    return nn.with_logical_constraint(y, ('batch', *(None,) * (y.ndim - 1)))
 
-  def encode(stats, views):
-    own = {'params': variables['params'], 'batch_stats': stats}
-    one, two, stats = encode_views(encoder, own, *views)
-    return stats, (one, two)
-
-  stats, both = jax.lax.scan(
-    jax.checkpoint(encode, prevent_cse=False),
-    variables['batch_stats'],
-    jax.tree.map(deal, views),
+  step = nn.remat(fn, policy=policy, prevent_cse=False)
+  moving = module.is_mutable_collection('batch_stats')
+  scan = nn.scan(
+    lambda module, carry, x: (carry, step(module, x)),
+    variable_broadcast='params' if moving else ('params', 'batch_stats'),
+    variable_carry='batch_stats' if moving else False,
+    split_rngs={'params': False},
   )
-  return *jax.tree.map(gather, both), stats
+  _, y = scan(module, (), deal(x))
+  return jax.tree.map(gather, y)
+
+
+def _tiles(images, most):
+  """Equal parts to make of so many images, none with more than `most`."""
+  if not most:
+    return 1
+  counts = range(-(-images // most), images + 1)
+  return next(count for count in counts if images % count == 0)
+
+
+def _on_one_device():
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.empty or mesh.size == 1

@@ -35,8 +35,8 @@ class Heads(nn.Module):
     linear = Linear(cfg.num_classes, name='linear')(x)
     x = nn.Dropout(cfg.dropout, deterministic=not train)(x)
     x = Linear(cfg.hidden, use_bias=False, name='hidden')(x)
-    norm = BatchNorm(train, random_scale=cfg.random_scale, name='norm')
-    x = nn.relu(norm(x))
+    norm = BatchNorm(random_scale=cfg.random_scale, name='norm')
+    x = nn.relu(norm(x, train))
     x = nn.Dropout(cfg.dropout, deterministic=not train)(x)
     return Logits(linear, Linear(cfg.num_classes, name='output')(x))
 

@@ -17,11 +17,6 @@ class BatchNorm(nn.Module):
   unbiased one (n / (n - 1) times that of the batch), as torch keeps it.
 
   Attributes:
-    train: Normalise by the batch and update the running statistics; else
-      normalise by these.
-    views: The batch holds this many views of each image, one next to the
-      other. Each view has statistics of its own, and the running ones are
-      updated once per view, as if the views had been passed one by one.
     initial_var: Of the running variance. The authors' constructor passes zeros
       through a fresh model, twice (heads: once), which leaves 0.9 of it each
       time.
@@ -29,14 +24,26 @@ class BatchNorm(nn.Module):
     dtype: Of the output.
   """
 
-  train: bool
-  views: int = 1
   initial_var: float = 1.0
   random_scale: bool = False
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B ... C']) -> Float[Array, 'B ... C']:
+  def __call__(
+    self, x: Float[Array, 'B ... C'], train: bool, views: int = 1
+  ) -> Float[Array, 'B ... C']:
+    """Normalises.
+
+    Args:
+      x: What to normalise.
+      train: By the batch, updating the running statistics; else by these.
+      views: The batch holds this many views of each image, one next to the
+        other. Each view has statistics of its own, and the running ones are
+        updated once per view, as if the views had been passed one by one.
+
+    Raises:
+      ValueError: There is one number to take the statistics of.
+    """
     shape, channels = x.shape, x.shape[-1:]
     ones = nn.initializers.ones
     init = nn.initializers.uniform(1.0) if self.random_scale else ones
@@ -49,12 +56,13 @@ class BatchNorm(nn.Module):
     var = self.variable(
       'batch_stats', 'var', lambda: jnp.full(channels, self.initial_var)
     )
-    x = x.astype(jnp.float32).reshape(-1, self.views, *shape[1:])
+    x = x.astype(jnp.float32).reshape(-1, views, *shape[1:])
     axes = (0, *range(2, x.ndim - 1))
-    if self.train:
+    if train:
       centre = x.mean(axes, keepdims=True)
       spread = jnp.square(x - centre).mean(axes, keepdims=True)
-      self._update(mean, var, centre, spread, x.size // spread.size)
+      by_view = (x.reshape(views, -1) for x in (centre, spread))
+      self._update(mean, var, *by_view, x.size // spread.size)
     else:
       wide = (1,) * (x.ndim - 1) + channels
       centre, spread = mean.value.reshape(wide), var.value.reshape(wide)
@@ -72,7 +80,7 @@ class BatchNorm(nn.Module):
     if self.is_initializing():
       return
     spread = spread * (count / (count - 1))
-    for view in range(self.views):
+    for view in range(len(centre)):
       for running, batch in ((mean, centre), (var, spread)):
-        batch = batch.reshape(self.views, -1)[view]
+        batch = batch[view]
         running.value = (1 - MOMENTUM) * running.value + MOMENTUM * batch

@@ -74,6 +74,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
         n_rkhs=n_rkhs,
         n_depth=n_depth,
         components=4 if mixture else 0,
+        tile=16 if tiny else 0,
       ),
       objective=dict(reg_weight=5e-2, clip=20.0),
       heads=dict(num_classes=parsed.classes),

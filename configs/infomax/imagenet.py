@@ -21,9 +21,10 @@ nor a learning rate; a milder one is the rate times the root of the batch's
 growth.
 
 A batch that does not fit is encoded in parts by --config.chunks=4, and each
-part once more in the backward pass: a third more work. Negatives are still
-those of the whole batch, so the loss is not that of smaller batches; only the
-norms take the statistics of each part, as those of the authors did of each GPU.
+part once more in the backward pass: a third more work. Negatives are those of
+the whole batch and so are the statistics of norms, so that nothing but rounding
+changes: this is no smaller batch. (With norms inside, encoder.use_bn, which no
+published run has, those would be of each part.)
 
 Places205, from the weights of ImageNet (published, `:large`: 55.0 %):
 

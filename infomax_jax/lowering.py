@@ -1,0 +1,274 @@
+"""How convolutions, pooling and rectification run, and their gradients.
+
+Gradients keep the input of a convolution and the output of a rectification;
+what is folded or gathered on the way is made again.
+"""
+
+import functools
+from typing import Literal
+
+import einops
+import jax
+from jax import lax, numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+Lowering = Literal['auto', 'native', 'matmul']
+
+SMALL = 7  # rows of an output on which 'auto' gathers windows into a matmul
+WIDE = 512  # channels of an output from which that pays on CPUs
+NARROW = 128  # channels up to which a product is bound by reading them
+VECTOR = 16  # float32 in a register
+KEPT = 'kept'  # what `keep` names
+
+
+def keep(x: Float[Array, '...']) -> Float[Array, '...']:
+  """Names what a gradient needs and should not be made again."""
+  return checkpoint_name(x, KEPT)
+
+
+@jax.custom_vjp
+def rectify(x: Float[Array, '...']) -> Float[Array, '...']:
+  """max(x, 0), whose gradient is told from what comes out."""
+  return jnp.maximum(x, 0)
+
+
+def _rectify_forward(x):
+  y = keep(jnp.maximum(x, 0))
+  return y, y
+
+
+def _rectify_backward(y, dy):
+  return (jnp.where(y > 0, dy, 0),)
+
+
+rectify.defvjp(_rectify_forward, _rectify_backward)
+
+
+@jax.custom_vjp
+def add_bias(
+  x: Float[Array, 'B Y X C'], bias: Float[Array, 'C']
+) -> Float[Array, 'B Y X C']:
+  """Adds to each pixel; on CPUs the gradient of the bias is a product."""
+  return x + bias.reshape(1, 1, 1, -1)
+
+
+def _add_bias_forward(x, bias):
+  return add_bias(x, bias), None
+
+
+def _add_bias_backward(_, dy):
+  def product(dy):
+    flat = dy.reshape(-1, dy.shape[-1])
+    return jnp.dot(jnp.ones(len(flat), dy.dtype), flat)
+
+  total = functools.partial(jnp.sum, axis=(0, 1, 2))
+  return dy, lax.platform_dependent(dy, cpu=product, default=total)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolve(
+  x: Float[Array, 'B Y X I'],
+  kernel: Float[Array, 'h w I O'],
+  stride: int,
+  lowering: Lowering = 'auto',
+) -> Float[Array, 'B Yo Xo O']:
+  """Convolution without padding by a square kernel.
+
+  What is no multiple of the stride is dropped at the end, as everywhere.
+  'native' leaves all but 1x1 to the compiler. 'matmul' gathers the windows,
+  which pays with many channels on small maps. 'auto' folds strided windows into
+  channels, so that those which do not overlap become a matmul too, and gathers
+  windows where the map that goes out is at most 7x7, on CPUs only if it has at
+  least 512 channels.
+  """
+  if kernel.shape[:2] == (1, 1) and stride == 1:
+    return jnp.dot(x, kernel[0, 0])
+  if lowering == 'native':
+    return _compiled(x, kernel, stride)
+  x, kernel, stride = _folded(x, kernel, stride)
+  cpu, default = _ways(x, kernel, stride, lowering)
+  if cpu is default:
+    return cpu(x, kernel, stride)
+  return lax.platform_dependent(
+    x,
+    kernel,
+    cpu=functools.partial(cpu, stride=stride),
+    default=functools.partial(default, stride=stride),
+  )
+
+
+def _ways(x, kernel, stride, lowering):
+  """On CPUs, and elsewhere."""
+  if len(kernel) == 1 or lowering == 'matmul':
+    return _gathered, _gathered
+  if (x.shape[1] - len(kernel)) // stride >= SMALL:
+    return _compiled, _compiled
+  return (_gathered if kernel.shape[-1] >= WIDE else _compiled), _gathered
+
+
+def _convolve_forward(x, kernel, stride, lowering):
+  return convolve(x, kernel, stride, lowering), (x, kernel)
+
+
+def _convolve_backward(stride, lowering, kept, dy):
+  x, kernel = kept
+  if kernel.shape[:2] == (1, 1) and stride == 1:
+    return _times_transposed(dy, kernel[0, 0]), _outer(x, dy)[None, None]
+  if lowering == 'native':
+    return _pull(_compiled, x, kernel, stride, dy)
+  fold = lambda x, kernel: _folded(x, kernel, stride)[:2]
+  (x, kernel), unfold = jax.vjp(fold, x, kernel)
+  if len(kept[1]) % stride == 0:
+    stride = 1
+  cpu, default = _ways(x, kernel, stride, lowering)
+
+  def on_cpus(x, kernel, dy):
+    if cpu is _gathered:
+      return _pull(_gathered, x, kernel, stride, dy)
+    return _by_windows(x, kernel, stride, dy)
+
+  def elsewhere(x, kernel, dy):
+    return _pull(default, x, kernel, stride, dy)
+
+  return unfold(
+    lax.platform_dependent(x, kernel, dy, cpu=on_cpus, default=elsewhere)
+  )
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _pull(way, x, kernel, stride, dy):
+  return jax.vjp(functools.partial(way, stride=stride), x, kernel)[1](dy)
+
+
+def _by_windows(x, kernel, stride, dy):
+  """For the kernel XLA would copy x with images for channels, one by one."""
+  windows = _windows(x, len(kernel), stride)
+  if len(windows) * x.shape[-1] <= NARROW:
+    windows = [jnp.concatenate(windows, -1)]
+  outer = [_outer(window, dy) for window in windows]
+  dkernel = jnp.concatenate(outer).reshape(kernel.shape)
+  if stride > 1:
+    _, pull = jax.vjp(lambda x: _compiled(x, kernel, stride), x)
+    return *pull(dy), dkernel
+  edge = (len(kernel) - 1,) * 2
+  dy = jnp.pad(dy, ((0, 0), edge, edge, (0, 0)))
+  # XLA has a slow way for a kernel that is not laid out as it stands.
+  turned = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
+  return _compiled(dy, turned, 1), dkernel
+
+
+def _folded(x, kernel, stride):
+  """The same convolution of stride 1, if strides make up the windows."""
+  width = len(kernel)
+  if stride == 1 or width % stride:
+    return x, kernel, stride
+  x = einops.rearrange(
+    _crop(x, width, stride),
+    'b (y i) (x j) c -> b y x (i j c)',
+    i=stride,
+    j=stride,
+  )
+  kernel = einops.rearrange(
+    kernel, '(h i) (w j) c o -> h w (i j c) o', i=stride, j=stride
+  )
+  return x, kernel, 1
+
+
+def _compiled(x, kernel, stride):
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    (stride,) * 2,
+    'VALID',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+
+
+def _gathered(x, kernel, stride):
+  windows = jnp.concatenate(_windows(x, len(kernel), stride), -1)
+  return _product(windows, kernel.reshape(-1, kernel.shape[-1]))
+
+
+def _windows(x, width, stride):
+  """x at each place of the kernel, by rows of the kernel."""
+  reach = ((x.shape[1] - width) // stride + 1) * stride
+  return [
+    x[:, i : i + reach : stride, j : j + reach : stride]
+    for i in range(width)
+    for j in range(width)
+  ]
+
+
+@jax.custom_vjp
+def _product(x, kernel):
+  """A matmul whose gradients need no transposed copy of x."""
+  return jnp.dot(x, kernel)
+
+
+def _product_forward(x, kernel):
+  return jnp.dot(x, kernel), (x, kernel)
+
+
+def _product_backward(kept, dy):
+  x, kernel = kept
+  return _times_transposed(dy, kernel), _outer(x, dy)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def _times_transposed(dy, kernel):
+  return lax.dot_general(dy, kernel, (((dy.ndim - 1,), (1,)), ((), ())))
+
+
+def _outer(x, dy):
+  """Sum of x[..., i] dy[..., o] over all positions."""
+  x, dy = (a.reshape(-1, a.shape[-1]) for a in (x, dy))
+
+  def plain(x, dy):
+    return lax.dot_general(x, dy, (((0,), (0,)), ((), ())))
+
+  def transposed(x, dy):
+    # XLA is half as fast at it, and would put it together again.
+    product = jnp.dot(lax.optimization_barrier(dy.T), x)
+    return lax.optimization_barrier(product).T
+
+  inputs, outputs = x.shape[-1], dy.shape[-1]
+  if inputs % VECTOR or not outputs < inputs <= NARROW:
+    return plain(x, dy)
+  return lax.platform_dependent(x, dy, cpu=transposed, default=plain)
+
+
+def average_pool(
+  x: Float[Array, 'B Y X C'], width: int, stride: int
+) -> Float[Array, 'B Yo Xo C']:
+  """Means of the windows that `convolve` sees; width is a multiple of stride.
+
+  The sum over a stride first, then over neighbouring strides: no window is
+  read twice, and the gradient is no dilated window, which CPUs are slow at.
+  """
+  if width == 1:
+    return x
+  y = x.astype(jnp.float32)
+  if stride > 1:
+    y = _crop(y, width, stride)
+    y = einops.reduce(
+      y, 'b (y i) (x j) c -> b y x c', 'sum', i=stride, j=stride
+    )
+  reach = width // stride
+  rows = y.shape[1] - reach + 1
+  y = sum(y[:, i : i + rows] for i in range(reach))
+  y = sum(y[:, :, i : i + rows] for i in range(reach))
+  return (y / width**2).astype(x.dtype)
+
+
+def _crop(x, width, stride):
+  """Drops the rows and columns that no whole window reaches."""
+  used = (x.shape[1] - width) // stride * stride + width
+  return x[:, :used, :used]
