@@ -20,6 +20,9 @@ and on such a pod `launch/pod.sh` starts
       --workdir bucket/mirage_10b --coordinator=auto
 
 `,options=True` adds XLA's flags of the generation.
+
+Modelled on v5p-256 with options=True: 10.3 s a step, 67 % MFU, 27.3 of 95.7 GiB,
+1.3 % of the time in collectives that nothing hides. On v6e-256 27.4 of 31.25 GiB.
 """
 
 import ml_collections
