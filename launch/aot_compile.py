@@ -107,10 +107,8 @@ def compile_step(
   start = time.perf_counter()
   with jax.set_mesh(mesh), nn.logical_axis_rules(exp.axis_rules):
     key = jax.eval_shape(lambda: jax.random.key(0))
-    try:
+    with mesh_lib.laid_out():
       lowered = program.step.lower(program.target, batch, key)
-    except ValueError as error:
-      raise UserError(f'the step cannot be laid out so: {error}') from error
     options = config.get('compiler_options')
     try:
       compiled = lowered.compile(compiler_options=dict(options or {}) or None)

@@ -208,7 +208,7 @@ def train(
             batch = mesh_lib.put_batch(
               _next(data, f'step {step}'), program.batch
             )
-          with watch('step'):
+          with watch('step'), mesh_lib.laid_out():
             state, metrics = program.step(state, batch, loop_key)
         # The device works on this step while the one before is logged.
         with watch('step'):

@@ -1,6 +1,7 @@
 """The device mesh, and what lives where on it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import math
 from typing import Any
 
@@ -136,6 +137,15 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
       f'{batch_size} examples, but it loads 1/{jax.process_count()}: '
       'keep context * tensor within the devices of one process'
     )
+
+
+@contextlib.contextmanager
+def laid_out() -> Iterator[None]:
+  """What a step says of a mesh that does not divide it becomes a UserError."""
+  try:
+    yield
+  except ValueError as error:
+    raise UserError(f'the step cannot be laid out so: {error}') from error
 
 
 def put_batch(batch: Any, sharding: NamedSharding) -> Any:

@@ -4,6 +4,7 @@ import dataclasses
 import glob
 import io
 import os
+import threading
 
 import grain
 import jax
@@ -13,6 +14,9 @@ import soxr
 from infomax_jax.sync import mouth, sound
 from infomax_jax.sync.config import REACH
 
+# Threads unpack one at a time: numpy reads headers with Python's parser, of which
+# two at once can fail in CPython 3.11, as in python/cpython#106905.
+_PARSING = threading.Lock()
 SAMPLES = sound.RATE // sound.FPS  # Of one frame.
 
 
@@ -54,7 +58,8 @@ def open_clips(folder: str) -> grain.MapDataset:
 
 
 def _unpack(data):
-  with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+  source = io.BytesIO(data)
+  with _PARSING, np.load(source, allow_pickle=False) as arrays:
     return {k: arrays[k] for k in ('id', 'frames', 'wave')}
 
 

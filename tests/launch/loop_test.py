@@ -196,6 +196,15 @@ def test_what_the_user_can_mend_is_said_in_one_line(overrides, said, tmp_path):
     loop.train(toy_config.plain(**overrides), tmp_path)
 
 
+def test_a_step_that_the_mesh_does_not_divide_is_told(tmp_path, monkeypatch):
+  def step(self, state, batch, key):
+    raise ValueError('3 heads on 2 devices')
+
+  monkeypatch.setattr(toy_experiment.Toy, 'train_step', step)
+  with pytest.raises(UserError, match='laid out so: 3 heads on 2 devices'):
+    loop.train(toy_config.plain(), tmp_path)
+
+
 def test_a_missing_key_is_named(tmp_path):
   config = toy_config.plain()
   del config['keep'], config['seed']

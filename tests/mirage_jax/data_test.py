@@ -1,5 +1,8 @@
 """Windows hold what belongs together, and come in the same order again."""
 
+from concurrent import futures
+import time
+
 from array_record.python import array_record_module
 import jax
 import numpy as np
@@ -125,6 +128,24 @@ def test_only_training_changes_the_voice(monkeypatch):
   for window in changed:
     start, _ = first_frame(window)
     assert window['audio'][0, 0] % 1000 == start + 0.5  # Still in step.
+
+
+def test_threads_unpack_one_at_a_time(monkeypatch):
+  inside, most, load = [], [], np.load
+
+  def slow(*args, **options):
+    inside.append(0)
+    most.append(len(inside))
+    time.sleep(0.01)
+    inside.pop()
+    return load(*args, **options)
+
+  monkeypatch.setattr(np, 'load', slow)
+  packed = records.pack({'n': np.arange(3)})
+  with futures.ThreadPoolExecutor(4) as pool:
+    for record in pool.map(records.unpack, [packed] * 12):
+      np.testing.assert_array_equal(record['n'], range(3))
+  assert most == [1] * 12
 
 
 def test_clips_that_are_too_short_are_named():
