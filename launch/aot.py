@@ -30,6 +30,7 @@ from ml_collections import config_flags
 from launch import aot_chips, aot_compile, aot_cycles, aot_flops, loop
 from launch.aot_report import Report
 from launch.aot_schedule import Walk
+from launch.config_flag import parse_flags
 from launch.errors import UserError, one_line
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -190,22 +191,6 @@ def load(path: str) -> jax.stages.Compiled:
   """The step that `save` wrote, on the devices that it was compiled for."""
   with open(path, 'rb') as file:
     return serialize_executable.deserialize_and_load(*pickle.load(file))
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-  """absl's parser; what is wrong with a flag or a config takes one line."""
-  with one_line():
-    try:
-      rest = flags.FLAGS(argv)
-      if _CONFIG.value is not None:
-        _CONFIG.value.keys()  # A file that cannot be read only says so here.
-    except (AttributeError, KeyError) as error:
-      said = re.sub(r"[\\']", '', str(error)).replace('nDid', '; did')
-      raise UserError(f'the config has no key {said}') from error
-    except (flags.Error, TypeError, ValueError, OSError) as error:
-      said = str(error.__cause__ or error).strip().splitlines()[-1].strip()
-      raise UserError(f'{said}; see --help') from error
-  return rest
 
 
 if __name__ == '__main__':

@@ -26,6 +26,7 @@ import jax
 from ml_collections import config_flags
 
 from launch import loop
+from launch.config_flag import parse_flags
 from launch.errors import UserError, one_line
 from launch.trace import parse_steps
 
@@ -76,26 +77,6 @@ def connect(
         '--coordinator=HOST:PORT needs --num_processes and --process_id'
       )
     jax.distributed.initialize(coordinator, num_processes, process_id)
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-  """absl's parser, but what is wrong with a flag or a config takes one line."""
-  with one_line():
-    try:
-      rest = flags.FLAGS(argv)
-      if _CONFIG.value is not None:
-        _CONFIG.value.keys()  # A file that cannot be read only says so here.
-    except (AttributeError, KeyError) as error:
-      # The text is the repr of a repr.
-      said = str(error).replace('\\nDid', '; did').replace('\\', '')
-      said = said.replace("'", '')
-      raise UserError(f'the config has no key {said}') from error
-    except (flags.Error, TypeError, ValueError, OSError) as error:
-      # ml_collections quotes a whole traceback; its last line says it.
-      cause = error.__cause__ or error
-      said = str(cause).strip().splitlines()[-1].strip()
-      raise UserError(f'{said}; see --help') from error
-  return rest
 
 
 if __name__ == '__main__':
