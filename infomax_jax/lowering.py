@@ -45,30 +45,6 @@ def _rectify_backward(y, dy):
 rectify.defvjp(_rectify_forward, _rectify_backward)
 
 
-@jax.custom_vjp
-def add_bias(
-  x: Float[Array, 'B Y X C'], bias: Float[Array, 'C']
-) -> Float[Array, 'B Y X C']:
-  """Adds to each pixel; on CPUs the gradient of the bias is a product."""
-  return x + bias.reshape(1, 1, 1, -1)
-
-
-def _add_bias_forward(x, bias):
-  return add_bias(x, bias), None
-
-
-def _add_bias_backward(_, dy):
-  def product(dy):
-    flat = dy.reshape(-1, dy.shape[-1])
-    return jnp.dot(jnp.ones(len(flat), dy.dtype), flat)
-
-  total = functools.partial(jnp.sum, axis=(0, 1, 2))
-  return dy, lax.platform_dependent(dy, cpu=product, default=total)
-
-
-add_bias.defvjp(_add_bias_forward, _add_bias_backward)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(
   x: Float[Array, 'B Y X I'],

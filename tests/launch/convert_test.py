@@ -335,14 +335,14 @@ def test_a_runs_average_comes_out(convert, params, tmp_path, one_error):
   }
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(run / 'checkpoints/7/state', state)
-  about = {'model': dataclasses.asdict(toys.MOCHI), 'seed': 0}
-  (run / 'config.json').write_text(json.dumps(about))
+  about = json.dumps({'model': dataclasses.asdict(toys.MOCHI), 'seed': 0})
+  (run / 'config.json').write_text(about)
   assert (run / 'checkpoints/7/state/manifest.ocdbt').exists()
   out = tmp_path / 'out'
   assert convert('mirage', run, out, '--to=safetensors') == 0
   held = toys.read_folder(out)
   assert_params({k.removeprefix('ema/'): v for k, v in held.items()}, params)
-  assert json.loads((out / 'config.json').read_text()) == about
+  assert json.loads((out / 'config.json').read_text()) == json.loads(about)
   # And from there to Orbax, and to diffusers.
   assert convert('mirage', out, tmp_path / 'orbax', '--to=orbax') == 0
   assert_params(checkpoint.restore_params(tmp_path / 'orbax')[1], params)
