@@ -246,9 +246,8 @@ def test_a_step_compiles_for_a_pod(tmp_path):
     (
       [
         '--topology=v6e:4x4',
-        '--config.mesh.data=8',
-        '--config.mesh.context=2',
-        '--config.batch_size=8',
+        '--config.mesh.data=2',
+        '--config.mesh.context=8',
       ],
       'cuts a side of the torus',
     ),
