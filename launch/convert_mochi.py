@@ -97,9 +97,8 @@ def abstract_dit(cfg: config_lib.MirageConfig) -> Any:
     if not cfg.text_vocab:
       text = ((1, 2, cfg.text.in_dim), np.float32)
     cond['text'] = like(*text)
-  for name, stream in cfg.streams().items():
-    if name not in ('video', 'text'):
-      cond[name] = like((1, 5, stream.in_dim), np.float32)
+  for name, stream in cfg.frame_streams().items():
+    cond[name] = like((1, 5, stream.in_dim), np.float32)
   init, sigma = dit.Mirage(cfg).init, like((1,), np.float32)
   made = jax.eval_shape(init, jax.random.key(0), video, sigma, cond)
   return nn.unbox(made['params'])

@@ -186,7 +186,7 @@ def train(
     if first is None:
       first, state = 0, program.init(init_key)
       if config.get('init_from'):
-        adopt = getattr(exp, 'adopt', warm_start.same_model)
+        adopt = getattr(exp, 'adopt', None) or warm_start.same_model
         state = warm_start.load(state, config['init_from'], adopt)
     else:
       state, data = checkpoints.restore(first, program.target, data)

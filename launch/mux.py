@@ -12,6 +12,7 @@ import numpy as np
 from launch.atomic import replacing
 
 AAC_FRAME = 1024
+CRF = 18  # x264's quality.
 
 
 def write_video(
@@ -20,7 +21,7 @@ def write_video(
   wave: Float[np.ndarray, 'S'] | None,
   fps: float = 25,
   rate: int = 16000,
-  crf: int = 18,
+  crf: int = CRF,
 ) -> None:
   """H.264 (yuv420p) with AAC; frame 0 and sample 0 at the same time.
 

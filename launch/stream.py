@@ -16,7 +16,6 @@ from launch import mux
 # delay_moov waits for the first packets, whose times go into the edit list:
 # without it the sound comes 64 ms late, see `mux.write_video`.
 MOVFLAGS = 'frag_keyframe+delay_moov+default_base_moof'
-CRF = 18  # x264's quality, as of `mux.write_video`.
 FRAGMENT = 200_000  # Microseconds.
 
 
@@ -72,7 +71,7 @@ class Stream:
     # No frame waits in the encoder for the next ones.
     options = dict(preset='veryfast', tune='zerolatency', g=str(self._fps))
     self._picture = mux.picture_stream(
-      self._container, (height, width), self._fps, CRF, **options
+      self._container, (height, width), self._fps, mux.CRF, **options
     )
     self._sound = mux.sound_stream(self._container, self._rate)
 

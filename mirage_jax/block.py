@@ -146,8 +146,8 @@ class Stream(nn.Module):
       dtype=cfg.dtype,
     )
     alignment = cfg.time_alignment
-    framewise = self.name not in ('video', 'text')
-    self.k_norm = HeadNorm(alignment if framewise else 0.0)
+    timed = self.name in cfg.frame_streams()
+    self.k_norm = HeadNorm(alignment if timed else 0.0)
     if self.updates:
       self.q_norm = HeadNorm(alignment if self.name == 'video' else 0.0)
       self.out = Linear(

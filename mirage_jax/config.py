@@ -153,6 +153,11 @@ class MirageConfig:
     named |= {stream.name: stream for stream in self.extra}
     return {name: cfg for name, cfg in named.items() if cfg is not None}
 
+  def frame_streams(self) -> dict[str, StreamConfig]:
+    """Those of one token per video frame: audio and further ones."""
+    others = ('video', 'text')
+    return {n: cfg for n, cfg in self.streams().items() if n not in others}
+
 
 @dataclasses.dataclass(frozen=True)
 class FlowConfig:

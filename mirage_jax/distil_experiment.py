@@ -6,7 +6,7 @@ alone are trained. Each step draws noise, lets the teacher sample for real
 conditions, and moves the student towards the trajectory (`distil`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -28,20 +28,7 @@ from mirage_jax import (
   train_step as train_lib,
 )
 from mirage_jax.dit import Mirage
-from mirage_jax.latent_batch import abstract_batch
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-  """What `launch.loop` runs; see its protocol."""
-
-  init: Callable
-  train_step: Callable
-  dataset: Callable
-  eval_step: Callable
-  eval_dataset: Callable
-  axis_rules: tuple
-  adopt: Callable
+from mirage_jax.latent_batch import abstract_batch, fresh_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +72,9 @@ class Task:
 def init(key, *, task, tx, batch):
   """Fresh state; `batch` has the shapes of a batch of any size."""
   key_model, key_changes = jax.random.split(key)
-  cond = {k: jnp.zeros(v.shape, v.dtype) for k, v in batch.items()}
-  video = cond.pop('video')
-  sigma = jnp.zeros(len(video))
-  base = task.model.init(key_model, video, sigma, cond)['params']
+  base = fresh_params(task.model, key_model, batch)
   changes = lora_lib.init(key_changes, task.lora, nn.unbox(base))
-  return lora_lib.LoraState(**vars(train_lib.new_state(changes, tx)), base=base)
+  return lora_lib.new_state(changes, tx, base)
 
 
 def adopt(state, found):
@@ -137,7 +121,7 @@ def eval_step(state, batch, key, *, task):
   }
 
 
-def make(config: Mapping[str, Any]) -> Experiment:
+def make(config: Mapping[str, Any]) -> train_lib.Experiment:
   """Builds the pure functions of a run from a plain config.
 
   Raises:
@@ -161,7 +145,7 @@ def make(config: Mapping[str, Any]) -> Experiment:
   tx = train_lib.optimizer(opt, config['num_steps'])
   size, seed = config['batch_size'], config['seed']
   held_out = dataclasses.replace(source, augment=False)
-  return Experiment(
+  return train_lib.Experiment(
     init=functools.partial(
       init, task=task, tx=tx, batch=abstract_batch(config, size)
     ),

@@ -115,9 +115,8 @@ class Mirage(nn.Module):
     }
 
   def _frame_streams(self, cond):
-    streams = self.cfg.streams().items()
-    grid = ('video', 'text')
-    return [(n, cfg) for n, cfg in streams if n in cond and n not in grid]
+    streams = self.cfg.frame_streams().items()
+    return [(name, cfg) for name, cfg in streams if name in cond]
 
   def _cond_vectors(self, sigma, cond, lengths):
     """Condition vectors [B G Wc] of each stream, and the text features."""

@@ -5,7 +5,7 @@ objective (`flow`) of the joint transformer (`dit`), and AdamW (`train_step`)
 takes a step. `sampler` turns the trained network into video latents.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -25,34 +25,16 @@ from mirage_jax import (
   train_step as train_lib,
 )
 from mirage_jax.dit import Mirage
-from mirage_jax.latent_batch import abstract_batch
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-  """What `launch.loop` runs; see its protocol."""
-
-  init: Callable
-  train_step: Callable
-  dataset: Callable
-  eval_step: Callable
-  eval_dataset: Callable
-  axis_rules: tuple
-  tokens_per_step: int
-  adopt: Callable
+from mirage_jax.latent_batch import abstract_batch, fresh_params
 
 
 def init(key, *, model, tx, batch, lora=None):
   """Fresh state; `batch` has the shapes of a batch of any size."""
-  cond = {k: jnp.zeros(v.shape, v.dtype) for k, v in batch.items()}
-  video = cond.pop('video')
-  params = model.init(key, video, jnp.zeros(len(video)), cond)['params']
+  params = fresh_params(model, key, batch)
   if lora is None:
     return train_lib.new_state(params, tx)
   changes = lora_lib.init(jax.random.fold_in(key, 0), lora, nn.unbox(params))
-  return lora_lib.LoraState(
-    **vars(train_lib.new_state(changes, tx)), base=params
-  )
+  return lora_lib.new_state(changes, tx, params)
 
 
 def bind(state, params, lora):
@@ -152,7 +134,7 @@ def recipes(
   return stitch, config_lib.build(lora_lib.LoraConfig, config['lora'])
 
 
-def make(config: Mapping[str, Any]) -> Experiment:
+def make(config: Mapping[str, Any]) -> train_lib.Experiment:
   """Builds the pure functions of a run from a plain config.
 
   Raises:
@@ -183,7 +165,7 @@ def make(config: Mapping[str, Any]) -> Experiment:
   batches = lambda source, folder: functools.partial(
     dataset, source, size, seed, folder, **parts
   )
-  return Experiment(
+  return train_lib.Experiment(
     init=functools.partial(init, model=model, tx=tx, batch=batch, lora=lora),
     train_step=functools.partial(
       train_step,

@@ -101,10 +101,7 @@ def drop_conditions(
   for name in present:
     rate = cfg.drop_extra if name in further else getattr(cfg, f'drop_{name}')
     drop = drop_all | jax.random.bernoulli(keys[name], rate, (batch,))
-    mask = cond.get(f'{name}_mask')
-    if mask is None:
-      mask = jnp.ones(cond[name].shape[:2], bool)
-    result[f'{name}_mask'] = mask & ~drop[:, None]
+    result[f'{name}_mask'] = tokens.hidden(cond, name, ~drop)
   return result
 
 

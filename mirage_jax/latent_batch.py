@@ -1,4 +1,4 @@
-"""What a batch of latents and conditions looks like, without data."""
+"""What a batch of latents and conditions looks like, and parameters for it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mirage_jax import config as config_lib, data
+from mirage_jax.dit import Mirage
 
 
 def abstract_batch(
@@ -30,9 +31,8 @@ def abstract_batch(
     reference_time=((references,), jnp.float32),
     reference_mask=((references,), jnp.bool_),
   )
-  for name, stream in model.streams().items():
-    if name not in ('video', 'text'):
-      shapes[name] = (frames, stream.in_dim), jnp.float32
+  for name, stream in model.frame_streams().items():
+    shapes[name] = (frames, stream.in_dim), jnp.float32
   if model.text is not None:
     length = (source.text_length,)
     shapes['text'] = (*length, model.text.in_dim), jnp.float32
@@ -43,3 +43,12 @@ def abstract_batch(
     name: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
     for name, (shape, dtype) in shapes.items()
   }
+
+
+def fresh_params(
+  model: Mirage, key: jax.Array, batch: Mapping[str, jax.ShapeDtypeStruct]
+) -> Any:
+  """A model's parameters as drawn; `batch` is `abstract_batch` of any size."""
+  cond = {k: jnp.zeros(v.shape, v.dtype) for k, v in batch.items()}
+  video = cond.pop('video')
+  return model.init(key, video, jnp.zeros(len(video)), cond)['params']

@@ -18,6 +18,7 @@ import flax.traverse_util
 import jax
 from jax import numpy as jnp
 import numpy as np
+import optax
 
 from mirage_jax import train_step
 from mirage_jax.linear import LORA
@@ -68,6 +69,13 @@ class LoraState(train_step.TrainState):
   base: Any
 
 
+def new_state(
+  changes: Any, tx: optax.GradientTransformation, base: Any
+) -> LoraState:
+  """Step 0, as `train_step.new_state`."""
+  return LoraState(**vars(train_step.new_state(changes, tx)), base=base)
+
+
 def layers(cfg: LoraConfig, params: Mapping[str, Any]) -> list[str]:
   """Paths of the linear layers that change.
 
@@ -116,7 +124,7 @@ def init(
     b = jnp.zeros((*lead, cfg.rank, *outputs))
     a = a / math.sqrt(math.prod(inputs))
     made[path] = {LORA[0]: a, LORA[1]: b}
-  return _nested(made)
+  return flax.traverse_util.unflatten_dict(made, sep='/')
 
 
 def attach(
@@ -155,10 +163,6 @@ def merge(
       raise ValueError(f'the model has no {kernel} of {shape} to change.')
     flat[kernel] = flat[kernel] + cfg.scale * product.reshape(shape)
   return flax.traverse_util.unflatten_dict(flat, sep='/')
-
-
-def _nested(by_path):
-  return flax.traverse_util.unflatten_dict(by_path, sep='/')
 
 
 def _flat(changes):

@@ -103,9 +103,8 @@ def _arguments(cfg: config.MirageConfig):
   side, channels = cfg.patch_size, cfg.latent_channels
   video = np.zeros((1, 1, side, side, channels), np.float32)
   cond = {'reference': video, 'reference_time': np.zeros((1, 1), np.float32)}
-  for name, stream in cfg.streams().items():
-    if name not in ('video', 'text'):
-      cond[name] = np.zeros((1, 1, stream.in_dim), np.float32)
+  for name, stream in cfg.frame_streams().items():
+    cond[name] = np.zeros((1, 1, stream.in_dim), np.float32)
   if cfg.text is not None:
     shape, dtype = (1, 1, cfg.text.in_dim), np.float32
     if cfg.text_vocab:

@@ -194,10 +194,8 @@ def _one_condition(batch, key, over):
   size = batch['video'].shape[0]
   chosen = jax.random.randint(key, (size,), 0, max(len(present), 1))
   for i, name in enumerate(present):
-    mask = batch.get(f'{name}_mask')
-    if mask is None:
-      mask = jnp.ones(batch[name].shape[:2], bool)
-    batch[f'{name}_mask'] = mask & ((chosen == i) | over)[:, None]
+    keep = (chosen == i) | over
+    batch[f'{name}_mask'] = tokens.hidden(batch, name, keep)
   return batch
 
 

@@ -37,6 +37,16 @@ def conditions(cond: Mapping[str, Array]) -> list[str]:
   return known + sorted(names.difference(CONDITIONS))
 
 
+def hidden(
+  cond: Mapping[str, Array], name: str, keep: Bool[Array, 'B']
+) -> Bool[Array, 'B _']:
+  """The mask of a condition that only the samples in `keep` still see."""
+  mask = cond.get(f'{name}_mask')
+  if mask is None:
+    mask = jnp.ones(cond[name].shape[:2], bool)
+  return mask & keep[:, None]
+
+
 def patchify(
   latents: Float[Array, 'B F Y X C'], size: int
 ) -> Float[Array, 'B T P']:

@@ -41,6 +41,20 @@ class OptimizerConfig:
   ema_decay: float = 0.999
 
 
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """What `launch.loop` runs; see its protocol."""
+
+  init: Callable
+  train_step: Callable
+  dataset: Callable
+  eval_step: Callable
+  eval_dataset: Callable
+  axis_rules: tuple
+  tokens_per_step: int = 0
+  adopt: Callable | None = None
+
+
 @flax.struct.dataclass
 class TrainState:
   """What a checkpoint holds beside the place in the data."""

@@ -8,8 +8,7 @@ encoder can stay as it is while its decoder learns on: latents made with it, and
 transformers trained on them, keep. Mochi's objective is not published.
 """
 
-from collections.abc import Callable, Mapping
-import dataclasses
+from collections.abc import Mapping
 import functools
 from typing import Any
 
@@ -26,18 +25,6 @@ from mirage_jax import (
   train_step as train_lib,
 )
 from mirage_jax.vae import Vae, VaeConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-  """What `launch.loop` runs; see its protocol."""
-
-  init: Callable
-  train_step: Callable
-  dataset: Callable
-  eval_step: Callable
-  eval_dataset: Callable
-  axis_rules: tuple
 
 
 def init(key, *, model, tx, shape):
@@ -112,7 +99,7 @@ def abstract_batch(
   return {'frames': jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
 
-def make(config: Mapping[str, Any]) -> Experiment:
+def make(config: Mapping[str, Any]) -> train_lib.Experiment:
   """Builds the pure functions of a run from a plain config.
 
   Raises:
@@ -137,7 +124,7 @@ def make(config: Mapping[str, Any]) -> Experiment:
   clips = functools.partial(
     data.clips, source, config['batch_size'], config['seed']
   )
-  return Experiment(
+  return train_lib.Experiment(
     init=functools.partial(init, model=model, tx=tx, shape=shape),
     train_step=functools.partial(
       train_step, loss=loss, tx=tx, ema_decay=opt.ema_decay
