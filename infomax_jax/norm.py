@@ -53,9 +53,9 @@ class BatchNorm(nn.Module):
     init = nn.with_logical_partitioning(nn.initializers.zeros, ('out',))
     bias = self.param('bias', init, channels)
     mean = self.variable('batch_stats', 'mean', jnp.zeros, channels)
-    var = self.variable(
-      'batch_stats', 'var', lambda: jnp.full(channels, self.initial_var)
-    )
+    # Without a dtype it is of a weak type, and the second step compiles anew.
+    full = lambda: jnp.full(channels, self.initial_var, jnp.float32)
+    var = self.variable('batch_stats', 'var', full)
     x = x.astype(jnp.float32).reshape(-1, views, *shape[1:])
     axes = (0, *range(2, x.ndim - 1))
     if train:

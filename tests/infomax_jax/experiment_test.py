@@ -50,6 +50,13 @@ def test_the_loss_is_the_sum_of_its_parts(run):
   assert int(state.step) == 12
 
 
+def test_a_step_takes_what_it_gives_and_compiles_once(run):
+  exp, state, _ = run
+  fresh = nn.unbox(jax.eval_shape(exp.init, jax.random.key(0)))
+  kind = lambda x: (x.shape, x.dtype, x.weak_type)
+  assert jax.tree.map(kind, fresh) == jax.tree.map(kind, state)
+
+
 def test_training_lowers_the_loss_of_what_it_trains_on(run):
   exp, _, _ = run
   state, rows = nn.unbox(jax.jit(exp.init)(jax.random.key(0))), []
