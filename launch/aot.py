@@ -1,4 +1,4 @@
-r"""Compiles a config's real training step for TPUs that are not there.
+r"""Compiles a config's real step for TPUs that are not there.
 
   python -m launch.aot --config configs/mirage/mirage_10b.py:v5p_256 \
       --topology v5p:8x8x4 --report out.html
@@ -27,7 +27,14 @@ import jax
 from jax.experimental import serialize_executable
 from ml_collections import config_flags
 
-from launch import aot_chips, aot_compile, aot_cycles, aot_flops, loop
+from launch import (
+  aot_chips,
+  aot_compile,
+  aot_cycles,
+  aot_flops,
+  aot_sampling,
+  loop,
+)
 from launch.aot_report import Report
 from launch.aot_schedule import Walk
 from launch.config_flag import parse_flags
@@ -38,6 +45,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _TOPOLOGY = flags.DEFINE_string('topology', None, aot_chips.EXAMPLES)
 _REPORT = flags.DEFINE_string('report', None, 'a page of HTML to write')
+_SAMPLE = flags.DEFINE_bool(
+  'sample',
+  False,
+  'a step of the sampler, guidance of two branches, in place of one of training; '
+  'a clip has 64',
+)
 _JSON = flags.DEFINE_bool('json', False, 'print one line of JSON instead')
 _EXPORT = flags.DEFINE_string(
   'export', None, 'a file for the compiled step, see `load` of launch.aot'
@@ -64,7 +77,8 @@ def main(_: list[str]) -> None:
       raise UserError('--config and --topology are needed; see --help')
     config = json.loads(_CONFIG.value.to_json())
     with dumped(_CYCLES.value) as cycles:
-      report = analyse(config, _TOPOLOGY.value, cycles, _EXPORT.value)
+      build = aot_sampling.experiment if _SAMPLE.value else loop.build
+      report = analyse(config, _TOPOLOGY.value, cycles, build, _EXPORT.value)
     name = config_flags.get_config_filename(flags.FLAGS['config'])
     report = dataclasses.replace(report, title=f'{name} on {_TOPOLOGY.value}')
     if _REPORT.value:
@@ -76,6 +90,7 @@ def analyse(
   config: dict,
   topology: str,
   cycles: Callable,
+  build: Callable = loop.build,
   export: str | None = None,
 ) -> Report:
   """Compiles and models.
@@ -84,6 +99,7 @@ def analyse(
     config: a plain nested dict, as `launch.train` has it.
     topology: libtpu's name of it.
     cycles: what `dumped` gives.
+    build: as for `aot_compile.compile_step`.
     export: where to save the compiled step.
 
   Raises:
@@ -91,7 +107,7 @@ def analyse(
   """
   chip = aot_chips.chip(topology)
   devices = aot_chips.devices(topology)
-  compiled = aot_compile.compile_step(config, devices)
+  compiled = aot_compile.compile_step(config, devices, build)
   if export:
     save(export, compiled.program)
   walk = Walk(
@@ -101,7 +117,7 @@ def analyse(
     functools.partial(cycles, chip=chip),
   )
   counted = aot_flops.plain(config)
-  exp = loop.build(counted)
+  exp = build(counted)
   key = jax.eval_shape(lambda: jax.random.key(0))
   state = aot_compile.unboxed_state(exp)
   batch = aot_compile.abstract_batch(counted)

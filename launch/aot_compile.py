@@ -1,6 +1,6 @@
 """Compiles the step that `launch.train` would run, for devices not there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import importlib
 import math
@@ -75,12 +75,14 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
 def compile_step(
   config: Mapping[str, Any],
   devices: Sequence[Any],
+  build: Callable[[Mapping[str, Any]], loop.Experiment] = loop.build,
 ) -> Compiled:
   """The real step: the loop's program, the config's batch, the given devices.
 
   Args:
     config: a plain nested dict; XLA's options at `compiler_options`, if any.
     devices: of a topology.
+    build: config -> whose step.
 
   Raises:
     UserError: a mesh that divides neither devices, parameters, tokens nor the
@@ -88,7 +90,7 @@ def compile_step(
     TooBig: it does not fit.
   """
   loop.Schedule.of(config)
-  exp = loop.build(config)
+  exp = build(config)
   mesh = make_mesh(config.get('mesh', {}), devices)
   size = config['batch_size']
   shards = math.prod(mesh.shape[axis] for axis in mesh_lib.BATCH_AXES)
