@@ -1,20 +1,31 @@
 r"""Memory and modelled time of AMDIM's NCE on a TPU pod that is not there.
 
-  python -m launch.bench_nce --pod v5p:8x8x4 --nce pallas --block 2048
-  python -m launch.bench_nce --pod v5p:8x8x4 --nce xla --block 256
+  python -m launch.bench_nce --pod v6e:16x16 --fsdp 16 --offload
+  python -m launch.bench_nce --pod v6e:16x16 --nce xla --block 256
+  python -m launch.bench_nce --pod v6e:16x16 --nce plain
 
 Compiles the loss of one pair of maps and its gradients for every device of the
 pod, the batch divided among them, and prints one line of JSON: bytes that a
 device holds at most and of these temporary ones (from the compiler),
 milliseconds by the model of `launch.aot` (modelled, not measured), of these in
-Pallas kernels, in what XLA fused and in collectives, none of which libtpu
-overlaps unless its options say so. The defaults are 1->7 of the largest model
-for ImageNet at batch 4,096 on 256 chips; `--kinds 2 --positions 25` is 1->5 and
-5->5 in one pass. Needs `pip install 'jax[tpu]'` and no TPU.
+Pallas kernels, in what XLA fused and in collectives that nothing hides. Needs
+`pip install 'jax[tpu]'` and no TPU.
+
+'pallas' and 'xla' are those of `infomax_jax.ops.nce`, both in chunks of --block
+images and with no scores kept. 'plain' is what one would write first: all
+scores at once in jax.numpy, differentiated by JAX and so kept, the batch of both
+inputs divided among devices and the rest left to XLA, which gathers sources.
+
+The batch is divided over a mesh of --fsdp devices along its second axis. With
+--offload the SparseCores do collectives beside the TensorCores; without, libtpu
+stops all work for each. The defaults are 1->7 of the largest model for ImageNet
+at batch 4,096 on 256 chips; `--kinds 2 --positions 25` is 1->5 and 5->5 in one
+pass.
 """
 
 import functools
 import json
+import math
 import sys
 import time
 
@@ -22,16 +33,19 @@ from absl import app, flags
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
-import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from jaxtyping import Array, Float
 
+from configs.mirage import mirage_10b
 from infomax_jax import nce
-from launch import aot, aot_chips
+from launch import aot, aot_chips, mesh as mesh_lib
 from launch.aot_schedule import Walk
 from launch.errors import UserError, one_line
 
 _POD = flags.DEFINE_string('pod', 'v5p:8x8x4', aot_chips.EXAMPLES)
-_NCE = flags.DEFINE_enum('nce', 'pallas', ['xla', 'pallas'], 'implementation')
+_NCE = flags.DEFINE_enum(
+  'nce', 'pallas', ['plain', 'xla', 'pallas'], 'see above'
+)
 _BLOCK = flags.DEFINE_integer('block', 2048, 'images gathered at once', 1)
 _IMAGES = flags.DEFINE_integer('images', 16, 'images of one device', 1)
 _KINDS = flags.DEFINE_integer('kinds', 1, 'sources of one image', 1)
@@ -40,6 +54,11 @@ _DIM = flags.DEFINE_integer('dim', 2560, 'n_rkhs', 1)
 _DTYPE = flags.DEFINE_enum(
   'dtype', 'bfloat16', ['float32', 'bfloat16'], 'of sources and targets'
 )
+_FSDP = flags.DEFINE_integer(
+  'fsdp', 16, 'devices along the second axis of the mesh', 1
+)
+_OFFLOAD = flags.DEFINE_bool('offload', False, 'collectives by SparseCores')
+CLIP, REG_WEIGHT = 20.0, 5e-2
 
 
 def main(_: list[str]) -> None:
@@ -66,10 +85,13 @@ def measure(cycles) -> dict:
     raise UserError(f'kernels without a time: {line.unknown}')
   batch = _IMAGES.value * len(devices)
   scores = batch * _KINDS.value * _IMAGES.value * _POSITIONS.value
+  sources = batch * _KINDS.value * _DIM.value * jnp.dtype(_DTYPE.value).itemsize
   return {
     'pod': _POD.value,
     'nce': _NCE.value,
     'block': _BLOCK.value,
+    'fsdp': _FSDP.value,
+    'offload': _OFFLOAD.value,
     'peak_bytes': memory.peak_memory_in_bytes,
     # Not its temp_size: that was 0 on a v6e with 56 MB alive.
     'temp_bytes': memory.peak_memory_in_bytes - given,
@@ -80,14 +102,16 @@ def measure(cycles) -> dict:
     'collectives_ms': 1e3 * line.exposed,
     # At peak: scores, scores once more, and the gradients of both inputs.
     'bound_ms': 1e3 * 8 * scores * _DIM.value / chip.peak,
+    # Of sources to every device and their gradients back, over all links.
+    'links_ms': 2e3 * sources * chip.devices / (chip.link * chip.links),
     'compile_seconds': seconds,
   }
 
 
 def compiled(devices) -> jax.stages.Compiled:
   """The loss and the gradients of sources and targets, for these devices."""
-  mesh = Mesh(np.array(devices), ('data',), axis_types=(AxisType.Auto,))
-  divided = NamedSharding(mesh, P('data'))
+  mesh = mesh_lib.make_mesh({'data': -1, 'fsdp': _FSDP.value}, devices)
+  divided = NamedSharding(mesh, P(mesh_lib.BATCH_AXES))
   args = [
     jax.ShapeDtypeStruct(
       (_IMAGES.value * len(devices), n, _DIM.value),
@@ -97,19 +121,50 @@ def compiled(devices) -> jax.stages.Compiled:
     for n in (_KINDS.value, _POSITIONS.value)
   ]
 
-  def loss(sources, targets):
-    scores = nce.score(
-      sources,
-      targets,
-      block=_BLOCK.value,
-      dtype=_DTYPE.value,
-      implementation=_NCE.value,
+  options = None
+  if _OFFLOAD.value:
+    options = mirage_10b.COMPILER_OPTIONS['v6e_256']
+  loss = plain if _NCE.value == 'plain' else by_chunks
+  rules = (('batch', mesh_lib.BATCH_AXES),)
+  with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+    step = jax.jit(
+      jax.value_and_grad(loss, (0, 1)),
+      out_shardings=(NamedSharding(mesh, P()), (divided, divided)),
     )
-    return 5e-2 * jnp.sum(scores.mean_square) - jnp.mean(scores.log_softmax)
+    lowered = step.lower(*args)
+    return lowered.compile(compiler_options=options)
 
-  with jax.set_mesh(mesh), nn.logical_axis_rules((('batch', 'data'),)):
-    lowered = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*args)
-    return lowered.compile()
+
+def by_chunks(
+  sources: Float[Array, 'B K C'], targets: Float[Array, 'B L C']
+) -> Float[Array, '']:
+  """The NCE and its regulariser as `infomax_jax.objective` has them."""
+  scores = nce.score(
+    sources,
+    targets,
+    clip=CLIP,
+    block=_BLOCK.value,
+    dtype=_DTYPE.value,
+    implementation=_NCE.value,
+  )
+  reg = REG_WEIGHT * jnp.sum(scores.mean_square)
+  return reg - jnp.mean(scores.log_softmax)
+
+
+def plain(
+  sources: Float[Array, 'B K C'], targets: Float[Array, 'B L C']
+) -> Float[Array, '']:
+  """The same, from all scores at once."""
+  raw = jnp.einsum(
+    'ikc,jlc->ikjl', sources, targets, preferred_element_type=jnp.float32
+  ) / math.sqrt(sources.shape[-1])
+  scores = CLIP * jnp.tanh(raw / CLIP)
+  own = jnp.eye(len(sources), dtype=bool)[:, None, :, None]
+  negative = jax.nn.logsumexp(scores, (2, 3), where=~own)
+  positive = jnp.sum(jnp.where(own, scores, 0.0), 2)
+  log_softmax = positive - jnp.logaddexp(positive, negative[:, :, None])
+  reg = REG_WEIGHT * jnp.sum(jnp.mean(jnp.square(raw), (0, 2, 3)))
+  return reg - jnp.mean(log_softmax)
 
 
 if __name__ == '__main__':

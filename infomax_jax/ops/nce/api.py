@@ -60,6 +60,7 @@ def _pallas(name, interpret):
     tile_limit=pallas_tpu.tile_limit,
     rows=pallas_tpu.ROWS,
     lanes=pallas_tpu.LANES,
+    starts=True,
   )
 
 

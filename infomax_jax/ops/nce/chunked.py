@@ -5,6 +5,11 @@ chunk depends on nothing that the kernel does with this one, nor do the gradient
 of the one before on their way back, so that both may travel meanwhile. libtpu
 lets them only with collectives offloaded to SparseCores, which is an option of
 the compiler. Scores are never in memory.
+
+A batch is best divided over two axes of the mesh, each along sides of the torus:
+over all devices at once libtpu makes a sum over all of each scatter, twice the
+bytes. Sources are gathered along the second axis first, all of them, and chunks
+of what that gives travel along the first.
 """
 
 import functools
@@ -16,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from infomax_jax.ops.nce import plan as plan_lib
-from infomax_jax.ops.nce.plan import Kernels
+from infomax_jax.ops.nce.plan import UNROLLED, Kernels
 
 
 def against_all(
@@ -42,15 +47,16 @@ def _against_all(sources, targets, plan):
 
 
 def _forward(sources, targets, plan):
-  run = _on_each(plan, _forward_local, 2, (P(plan.axes), P()))
-  out = run(sources, targets)
-  return out, (sources, targets, out[0])
+  run = _on_each(plan, _forward_local, 2, (P(plan.axes), P(), P()))
+  *out, chunks = run(sources, targets)
+  return tuple(out), (sources, targets, out[0], chunks)
 
 
 def _backward(plan, saved, cotangents):
   specs = (P(plan.axes), P(plan.axes))
-  run = _on_each(plan, _backward_local, 4, specs, whole=1)
-  return run(*saved, *cotangents)
+  run = _on_each(plan, _backward_local, 4, specs, whole=2)
+  *saved, chunks = saved
+  return run(*saved, *cotangents, chunks)
 
 
 _against_all.defvjp(_forward, _backward)
@@ -73,55 +79,63 @@ def _forward_local(plan, sources, targets):
   def work(none, chunk, i):
     def tile(sums, xs):
       new = plan.kernels.forward(
-        chunk, xs[0], owners[i], xs[1], clip=plan.clip, cores=plan.cores
+        chunk, xs[0], owners(i), xs[1], clip=plan.clip, cores=plan.cores
       )
       return jnp.stack(new) + (0 if sums is None else sums), None
 
     zeros = jnp.zeros((2, len(chunk)), jnp.float32)
     return none, _each_tile(tile, zeros, (tiles, image))[0]
 
-  _, sums = _pipelined(
-    _fetch(plan, sources), work, lambda sums: sums, None, len(owners)
+  fetch = _fetch(plan, sources)
+  _, sums, chunks = _pipelined(
+    fetch, work, lambda sums: sums, None, len(plan.sizes)
   )
-  # [count, 2, sources of all devices] -> each device's own, over all targets.
-  sums = _own_sums(plan, sums.swapaxes(0, 1), images * kinds)
+  sums = _own_sums(plan, sums)
   terms, squares = sums.reshape(2, images, kinds)
   squares = squares.sum(0)
   if plan.axes:
     squares = lax.psum(squares, plan.axes)
-  return jnp.log(terms) + plan.clip, squares
+  return jnp.log(terms) + plan.clip, squares, chunks
 
 
-def _backward_local(plan, sources, targets, negative, g_negative, g_squares):
-  images, kinds, dim = sources.shape
+def _backward_local(
+  plan, sources, targets, negative, g_negative, g_squares, chunks
+):
+  images, kinds, _ = sources.shape
   tiles, image = _tiles(plan, targets)
   owners = _owners(plan, images, kinds)
   each = jnp.broadcast_to(g_squares, negative.shape)
   stats = jnp.stack([negative, g_negative, each])
-  stats = _gathered_stats(plan, stats.reshape(3, len(owners), -1))
+  stats = _gathered_stats(plan, stats.reshape(3, -1))
 
   def work(total, chunk, i):
     def tile(g_chunk, xs):
       part, total = plan.kernels.backward(
-        chunk, xs[0], owners[i], xs[1], stats[i], xs[2], clip=plan.clip
+        chunk, xs[0], owners(i), xs[1], stats(i), xs[2], clip=plan.clip, **only
       )
       return part if g_chunk is None else g_chunk + part, total
 
+    only = dict(cores=plan.cores) if total is None else {}
     zeros = jnp.zeros(chunk.shape, jnp.float32)
     g_chunk, total = _each_tile(tile, zeros, (tiles, image, total))
-    return total, g_chunk.astype(chunk.dtype)
+    rows = plan.around * plan.sizes[i if isinstance(i, int) else 0]
+    return total, g_chunk[:rows].astype(chunk.dtype)
 
-  count, rows = len(tiles), tiles.shape[1]
-  total = jnp.zeros((count, plan.cores, rows, dim), jnp.float32)
-  total, g_sources = _pipelined(
-    _fetch(plan, sources), work, _send(plan, kinds), total, len(owners)
+  total = None
+  if not plan.kernels.starts:
+    count, rows, dim = tiles.shape
+    total = jnp.zeros((count, plan.cores, rows, dim), jnp.float32)
+  total, sent, _ = _pipelined(
+    _fetch(plan, sources, chunks),
+    work,
+    functools.partial(_scattered, plan.outer),
+    total,
+    len(plan.sizes),
   )
-  g_targets = total.sum(1).reshape(count * rows, dim)
-  g_targets = g_targets[: images * targets.shape[1]]
-  return (
-    g_sources.reshape(sources.shape),
-    g_targets.reshape(targets.shape).astype(targets.dtype),
-  )
+  g_sources = _scattered(plan.inner, jnp.concatenate(sent))
+  # Not .sum(1), which XLA does apart from what follows.
+  g_targets = sum(total[:, core] for core in range(plan.cores))
+  return g_sources.reshape(sources.shape), _untiled(g_targets, targets)
 
 
 def _each_tile(work, zeros, xs):
@@ -135,93 +149,157 @@ def _each_tile(work, zeros, xs):
 def _pipelined(fetch, work, send, carry, count):
   """`work` on each chunk while the next comes and the last result leaves.
 
-  fetch(i) -> chunk, work(carry, chunk, i) -> (carry, result), send(result).
+  fetch(i, last) -> chunk, after the last one; work(carry, chunk, i) -> (carry,
+  result); send(result). Barriers keep the order, which XLA finds better ones
+  for otherwise: last things first.
+
+  Returns:
+    The carry, all that was sent, and the chunks unless they are too many.
   """
-  chunk = fetch(0)
-  if count == 1:
-    carry, result = work(carry, chunk, 0)
-    return carry, send(result)[None]
-  coming = fetch(1)
+  chunk = fetch(0, None)
+  chunks, out = [chunk], []
+  if count > 1:
+    chunks.append(fetch(1, chunk))
   carry, result = work(carry, chunk, 0)
 
   def turn(state, i):
     carry, chunk, result = state
-    coming, sent = fetch(i + 1), send(result)
+    coming, sent = fetch(i + 1, chunk), send(result)
+    chunk, _ = lax.optimization_barrier((chunk, result))
     carry, result = work(carry, chunk, i)
+    result, sent = lax.optimization_barrier((result, sent))
     return (carry, coming, result), sent
 
-  state = carry, coming, result
-  state, sent = lax.scan(turn, state, jnp.arange(1, count - 1))
+  state = carry, chunks[-1], result
+  if count > UNROLLED:
+    state, sent = lax.scan(turn, state, jnp.arange(1, count - 1))
+    out, chunks = list(sent), []
+  else:
+    for i in range(1, count - 1):
+      state, sent = turn(state, i)
+      chunks.append(state[1])
+      out.append(sent)
   carry, chunk, result = state
-  before = send(result)
-  carry, result = work(carry, chunk, count - 1)
-  return carry, jnp.concatenate([sent, before[None], send(result)[None]])
+  if count > 1:
+    sent = send(result)
+    chunk, _ = lax.optimization_barrier((chunk, result))
+    carry, result = work(carry, chunk, count - 1)
+    result, sent = lax.optimization_barrier((result, sent))
+    out.append(sent)
+  return carry, [*out, send(result)], tuple(chunks)
 
 
-def _fetch(plan, sources):
-  """i -> the i-th chunk: a few images' sources of every device, filled up."""
+def _span(plan, i):
+  """Where the i-th chunk begins among the sources of one place, and ends."""
+  if isinstance(i, int):
+    return sum(plan.sizes[:i]), sum(plan.sizes[: i + 1])
+  return i * plan.sizes[0], (i + 1) * plan.sizes[0]
 
-  def fetch(i):
-    chunk = lax.dynamic_slice_in_dim(sources, i * plan.images, plan.images)
-    if plan.axes:  # Still B K C: of two axes XLA makes a sum with zeros.
-      chunk = lax.all_gather(chunk, plan.axes, tiled=True)
-    chunk = chunk.reshape(-1, sources.shape[-1])
+
+def _part(plan, x, i, axis):
+  """What belongs to the i-th chunk."""
+  start, stop = _span(plan, i)
+  if isinstance(i, int):  # XLA makes no gathering of a slice by number.
+    return lax.slice_in_dim(x, start, stop, axis=axis)
+  return lax.dynamic_slice_in_dim(x, start, plan.sizes[0], axis)
+
+
+def _fetch(plan, sources, chunks=()):
+  """What gives the i-th chunk: some sources of every device, filled up.
+
+  Args:
+    plan: As everywhere.
+    sources: Of this device.
+    chunks: All of them, if they have come before.
+  """
+  if chunks:
+    return lambda i, last: chunks[i]
+  flat = sources.reshape(-1, sources.shape[-1])
+  flat = _gathered(plan.inner, flat)
+
+  def fetch(i, last):
+    mine = _part(plan, flat, i, 0)
+    if last is not None and plan.axes:
+      mine, _ = lax.optimization_barrier((mine, last))
+    chunk = _gathered(plan.outer, mine)
     return _fill(chunk, plan.kernels.lanes * plan.cores, 0)
 
   return fetch
 
 
-def _send(plan, kinds):
-  """Gradient of a chunk -> that of this device's own sources in it."""
+def _gathered(axes, x, dim=0):
+  return lax.all_gather(x, axes, axis=dim, tiled=True) if axes else x
 
-  def send(g_chunk):
-    images = plan.images * plan.devices
-    g_chunk = g_chunk[: images * kinds].reshape(images, kinds, -1)
-    if plan.axes:
-      g_chunk = lax.psum_scatter(g_chunk, plan.axes, tiled=True)
-    return g_chunk
 
-  return send
+def _scattered(axes, x, dim=0):
+  if not axes:
+    return x
+  return lax.psum_scatter(x, axes, scatter_dimension=dim, tiled=True)
 
 
 def _owners(plan, images, kinds):
-  """[count, R]: the local image of each source of a chunk, else -1."""
-  index = jnp.arange(images, dtype=jnp.int32)
-  index = jnp.repeat(index, kinds).reshape(-1, plan.images * kinds)
-  own = lax.axis_index(plan.axes) if plan.axes else 0
-  mine = jnp.arange(plan.devices)[:, None] == own
-  owners = jnp.where(mine[None], index[:, None], -1)
-  owners = owners.reshape(len(index), -1)
-  return _fill(owners, plan.kernels.lanes * plan.cores, 1, -1)
+  """i -> [R]: the local image of each source of the i-th chunk, else -1."""
+  here = [
+    lax.axis_index(axes) if axes else 0 for axes in (plan.outer, plan.inner)
+  ]
+
+  def owners(i):
+    start, _ = _span(plan, i)
+    size = plan.sizes[i if isinstance(i, int) else 0]
+    row = jnp.arange(plan.around * size, dtype=jnp.int32)
+    place, at = row // size, row % size + start
+    own = (place == here[0]) & (at // (images * kinds) == here[1])
+    image = at % (images * kinds) // kinds
+    return _fill(
+      jnp.where(own, image, -1), plan.kernels.lanes * plan.cores, 0, -1
+    )
+
+  return owners
 
 
 def _tiles(plan, targets):
-  """Targets as [count, M, C] and the local image of each, -1 for filling."""
+  """Targets as [count, M, C] and the local image of each, -1 for filling.
+
+  Position by position, which is how TPUs hold them.
+  """
   images, positions, dim = targets.shape
   total = images * positions
   rows = plan.kernels.rows
   count = math.ceil(total / plan.kernels.tile_limit(dim, str(targets.dtype)))
   size = math.ceil(total / count / rows) * rows
-  image = jnp.repeat(jnp.arange(images, dtype=jnp.int32), positions)
+  image = jnp.tile(jnp.arange(images, dtype=jnp.int32), positions)
   image = _fill(image, count * size, 0, -1).reshape(count, size)
-  flat = _fill(targets.reshape(total, dim), count * size, 0)
+  flat = _fill(targets.swapaxes(0, 1).reshape(total, dim), count * size, 0)
   return flat.reshape(count, size, dim), image
 
 
+def _untiled(tiles, targets):
+  """Of the shape and dtype of targets, from what `_tiles` makes of them."""
+  images, positions, dim = targets.shape
+  flat = tiles.reshape(-1, dim)[: images * positions].astype(targets.dtype)
+  return flat.reshape(positions, images, dim).swapaxes(0, 1)
+
+
 def _gathered_stats(plan, stats):
-  """[3, count, own] of this device -> [count, 3, R] of all."""
-  if plan.axes:
-    stats = lax.all_gather(stats, plan.axes, axis=2, tiled=True)
-  stats = _fill(stats, plan.kernels.lanes * plan.cores, 2)
-  return stats.swapaxes(0, 1)
+  """[3, own sources] of this device -> i -> [3, R] of the i-th chunk."""
+  stats = _gathered(plan.inner, stats, 1)
+  stats = _gathered(plan.outer, stats[:, None], 1)
+
+  def part(i):
+    x = _part(plan, stats, i, 2).reshape(3, -1)
+    return _fill(x, plan.kernels.lanes * plan.cores, 1)
+
+  return part
 
 
-def _own_sums(plan, sums, own):
-  """[2, count, R] of this device's targets -> [2, own sources] of all."""
-  sums = sums[..., : own // sums.shape[1] * plan.devices]
-  if plan.axes:
-    sums = lax.psum_scatter(sums, plan.axes, scatter_dimension=2, tiled=True)
-  return sums.reshape(2, own)
+def _own_sums(plan, sums):
+  """[2, R] of each chunk over own targets -> [2, own sources] over all."""
+  parts = [
+    x[:, : size * plan.around].reshape(2, plan.around, size)
+    for x, size in zip(sums, plan.sizes, strict=True)
+  ]
+  sums = _scattered(plan.outer, jnp.concatenate(parts, 2), 1)
+  return _scattered(plan.inner, sums.reshape(2, -1), 1)
 
 
 def _fill(x, multiple, axis, value=0):

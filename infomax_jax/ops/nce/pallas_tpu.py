@@ -17,10 +17,14 @@ from jaxtyping import Array, Float, Int
 
 LANES = 128
 ROWS = 16  # sublanes of a packed bfloat16 tile
-BLOCK = 512  # sources of one grid step
+BLOCK = 512  # sources of one grid step, of all cores
+BLOCK_BYTES = 6 * 2**20  # of these; four such are in VMEM, two coming or going
 PIECE = 256  # sources of one product; the next hides the softmax of this one
-SLICE = 512  # channels of one product of the backward pass
-TILE_BYTES = 24 * 2**20  # of targets and their gradient; a v5p has 64 MB
+# Channels of one product of the backward pass. All at once leave the compiler
+# free to mix it with its neighbours; where two cores share the memory, copies
+# of what is done matter more.
+SLICE = {1: 4096, 2: 512}
+TILE_BYTES = 32 * 2**20  # of targets and all that each has; a v5p has 64 MB
 VMEM_BYTES = 60 * 2**20
 
 
@@ -31,7 +35,8 @@ def tile_limit(dim: int, dtype: str) -> int:
     ValueError: The kernels do not take these channels or this dtype.
   """
   wrong = None
-  most = TILE_BYTES // (dim * (jnp.dtype(dtype).itemsize + 4)) // ROWS * ROWS
+  itemsize = jnp.dtype(dtype).itemsize
+  most = TILE_BYTES // target_bytes(dim, itemsize) // ROWS * ROWS
   if dtype not in ('float32', 'bfloat16'):
     wrong = f'dtype {dtype}, only float32 and bfloat16'
   elif dim % LANES:
@@ -41,6 +46,12 @@ def tile_limit(dim: int, dtype: str) -> int:
   if wrong:
     raise ValueError(f"nce 'pallas' does not do {wrong}; use nce 'xla'.")
   return most
+
+
+def target_bytes(dim: int, itemsize: int) -> int:
+  """In VMEM: itself, its gradient in float32, gradients of its scores."""
+  pieces = 3 * 4 * PIECE  # What lies between scores and their gradients.
+  return dim * (itemsize + 4) + BLOCK * itemsize + pieces
 
 
 def forward(
@@ -68,7 +79,7 @@ def forward(
     The sum over targets of other images; the sum over all.
   """
   rows, dim = sources.shape
-  block = _block(rows, cores)
+  block = _block(sources, cores)
   lanes = pl.BlockSpec((1, block), lambda i: (0, i))
   sums = jax.ShapeDtypeStruct((1, rows), jnp.float32)
   terms, squares = pl.pallas_call(
@@ -96,38 +107,39 @@ def backward(
   owner: Int[Array, ' R'],
   image: Int[Array, ' M'],
   stats: Float[Array, '3 R'],
-  total: Float[Array, 'N M C'],
+  total: Float[Array, 'N M C'] | None,
   *,
   clip: float,
+  cores: int = 1,
   interpret: bool = False,
 ) -> tuple[Float[Array, 'R C'], Float[Array, 'N M C']]:
   """Gradients of what `forward` computes, from scores computed anew.
 
   Args:
     sources: As in `forward`, and so are all that are not named here.
-    targets: Likewise.
-    owner: Likewise.
-    image: Likewise.
+    targets, owner, image, clip, interpret: Likewise.
     stats: Of each source, the log of its summed exponentials over all devices,
       the gradient in that log and the gradient in its sum of squares.
     total: Gradient of the targets so far, float32, in one part for each of the
-      N cores of a device.
-    clip: Likewise.
-    interpret: Likewise.
+      N cores of a device. None at first.
+    cores: Of a device, if `total` does not tell.
 
   Returns:
     Gradient of the sources in their dtype, `total` with this chunk's share.
   """
   rows, dim = sources.shape
-  cores = len(total)
-  block = _block(rows, cores)
+  cores = cores if total is None else len(total)
+  block = _block(sources, cores)
   steps = rows // block // cores
   row = lambda core, i: core * steps + i
   chunk = pl.BlockSpec((block, dim), lambda core, i: (row(core, i), 0))
   lanes = lambda n: pl.BlockSpec((n, block), lambda core, i: (0, row(core, i)))
+  outside = pl.BlockSpec(memory_space=pl.ANY)
+  before = [] if total is None else [total]
+  sums = jax.ShapeDtypeStruct((cores, len(targets), dim), jnp.float32)
   return pl.pallas_call(
-    functools.partial(_backward_kernel, clip=clip),
-    out_shape=(_like(sources), _like(total)),
+    functools.partial(_backward_kernel, clip=clip, fresh=not before),
+    out_shape=(_like(sources), sums),
     grid=(cores, steps),
     in_specs=[
       lanes(1),
@@ -135,29 +147,30 @@ def backward(
       lanes(3),
       _whole(targets.shape),
       chunk,
-      pl.BlockSpec(memory_space=pl.ANY),
+      *[outside] * len(before),
     ],
-    out_specs=(chunk, pl.BlockSpec(memory_space=pl.ANY)),
+    out_specs=(chunk, outside),
     scratch_shapes=[
       pltpu.VMEM((len(targets), block), sources.dtype),
       pltpu.VMEM(targets.shape, jnp.float32),
-      *[pltpu.SemaphoreType.DMA((dim // _slice(dim),))] * 2,
+      *[pltpu.SemaphoreType.DMA(())] * 2,
     ],
-    input_output_aliases={5: 1},
+    input_output_aliases={5: 1} if before else {},
     compiler_params=_params('parallel', 'arbitrary'),
     cost_estimate=_cost(rows, targets, 3),
     interpret=interpret,
     name='nce_backward',
-  )(owner[None], image[:, None], stats, targets, sources, total)
+  )(owner[None], image[:, None], stats, targets, sources, *before)
 
 
-def _block(rows, cores):
+def _block(sources, cores):
   """Largest block with as many steps for each core, two of them if it can be.
 
   The copies of one step then go on during another.
   """
-  size = BLOCK
-  while size > LANES and (rows % (size * cores) or rows < 2 * size * cores):
+  rows, size = len(sources) // cores, BLOCK // cores
+  limit = BLOCK_BYTES // (sources.shape[1] * sources.dtype.itemsize)
+  while size > LANES and (rows % size or rows < 2 * size or size > limit):
     size //= 2
   return size
 
@@ -235,36 +248,28 @@ def _score_gradients(owner, image, stats, targets, sources, out, clip):
     out[:, piece] = (weight + pull).astype(out.dtype)
 
 
-def _backward_kernel(*refs, clip):
-  owner, image, stats, targets, sources, total_in = refs[:6]
-  g_sources, total_out = refs[6:8]
-  g_scores, total, loaded, stored = refs[8:]
+def _backward_kernel(*refs, clip, fresh):
+  owner, image, stats, targets, sources = refs[:5]
+  g_sources, total_out, g_scores, total, loading, storing = refs[-6:]
   core, step = pl.program_id(0), pl.program_id(1)
-  last = step == pl.num_programs(1) - 1
-  width = _slice(sources.shape[1])
+  first, last = step == 0, step == pl.num_programs(1) - 1
+  width = _slice(sources.shape[1], total_out.shape[0])
   part = lambda i: pl.ds(pl.multiple_of(i * width, width), width)
   each = functools.partial(lax.fori_loop, 0, sources.shape[1] // width)
-
-  def load(i):
-    here = total_in.at[core, :, part(i)], total.at[:, part(i)]
-    return pltpu.make_async_copy(*here, loaded.at[i])
-
-  def store(i):
-    here = total.at[:, part(i)], total_out.at[core, :, part(i)]
-    return pltpu.make_async_copy(*here, stored.at[i])
-
-  @pl.when(step == 0)
-  def _():
-    each(lambda i, _: load(i).start(), None)  # During the first scores.
+  store = pltpu.make_async_copy(total, total_out.at[core], storing)
+  if not fresh:
+    load = pltpu.make_async_copy(refs[5].at[core], total, loading)
+    pl.when(first)(load.start)  # During the first scores.
 
   _score_gradients(owner, image, stats, targets, sources, g_scores, clip)
 
   def to_targets(i, _):
-    pl.when(step == 0)(lambda: load(i).wait())
-    total[:, part(i)] += jnp.dot(
+    new = jnp.dot(
       g_scores[...], sources[:, part(i)], preferred_element_type=jnp.float32
     )
-    pl.when(last)(lambda: store(i).start())  # During what follows.
+    old = total[:, part(i)]
+    # A step's time is the products', so that choosing costs nothing.
+    total[:, part(i)] = new + (jnp.where(first, 0.0, old) if fresh else old)
 
   def to_sources(i, _):
     g_sources[:, part(i)] = lax.dot_general(
@@ -274,25 +279,26 @@ def _backward_kernel(*refs, clip):
       preferred_element_type=jnp.float32,
     ).astype(g_sources.dtype)
 
-  first = (step == 0) & ~last
+  early = first & ~last & (not fresh)
 
-  @pl.when(first)  # Leaves the load more time.
+  @pl.when(early)  # Leaves the load more time.
   def _():
     each(to_sources, None)
 
+  if not fresh:
+    pl.when(first)(load.wait)
   each(to_targets, None)
+  pl.when(last)(store.start)
 
-  @pl.when(~first)  # Leaves the store some.
+  @pl.when(~early)  # Leaves the store some.
   def _():
     each(to_sources, None)
 
-  @pl.when(last)
-  def _():
-    each(lambda i, _: store(i).wait(), None)
+  pl.when(last)(store.wait)
 
 
-def _slice(dim):
-  width = SLICE
+def _slice(dim, cores):
+  width = min(dim, SLICE[cores])
   while dim % width:
     width //= 2
   return width

@@ -11,6 +11,7 @@ import jax
 from infomax_jax.ops.nce.reference import LARGEST_CLIP
 
 TILE = 8  # rows of a TPU's arrays in memory
+UNROLLED = 4  # Chunks up to which a loop would cost copies and save little.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Kernels:
     tile_limit: Targets in a tile at most.
     rows: A tile's targets are a multiple of it.
     lanes: A chunk's sources are a multiple of it.
+    starts: Whether `backward` takes None for a sum of nothing so far.
   """
 
   name: str
@@ -32,6 +34,7 @@ class Kernels:
   tile_limit: Callable[[int, str], int]
   rows: int
   lanes: int
+  starts: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +44,27 @@ class Plan:
   Attributes:
     kernels: That compute it.
     clip: c of c tanh(score / c).
-    axes: Axes of the mesh over which the batch is divided.
-    devices: Their number.
+    outer: Axes of the mesh along which chunks travel.
+    inner: Those along which sources are gathered before, all at once.
+    around: Devices along `outer`.
+    within: Devices along `inner`.
     cores: Of one device.
-    images: Of one device in a chunk.
+    sizes: Of each chunk, the sources that come from one place along `outer`.
   """
 
   kernels: Kernels
   clip: float
-  axes: tuple[str, ...]
-  devices: int
+  outer: tuple[str, ...]
+  inner: tuple[str, ...]
+  around: int
+  within: int
   cores: int
-  images: int
+  sizes: tuple[int, ...]
+
+  @property
+  def axes(self) -> tuple[str, ...]:
+    """Over which the batch is divided."""
+    return self.outer + self.inner
 
 
 def make(
@@ -82,21 +94,41 @@ def make(
       f'nce {kernels.name!r} divides {batch} images among {devices} devices, '
       f"which leaves {batch % devices}; change batch_size or use nce 'xla'."
     )
-  images = _images(batch // devices, kinds, max(1, block // devices))
-  return Plan(kernels, clip, axes, devices, _cores(mesh), images)
+  outer, inner = axes[:1], axes[1:]
+  within = math.prod(mesh.shape[axis] for axis in inner)
+  around = devices // within
+  cores = _cores(mesh)
+  # Of a chunk's end that is cut off: full products, see `_sizes`. Where cores
+  # share a memory each call costs their sums' way to it and back, so not there.
+  end = max(TILE, 2 * kernels.lanes // around) if axes and cores == 1 else 0
+  return Plan(
+    kernels=kernels,
+    clip=clip,
+    outer=outer,
+    inner=inner,
+    around=around,
+    within=within,
+    cores=cores,
+    sizes=_sizes(batch * kinds // around, block * kinds // around, end),
+  )
 
 
-def _images(local, kinds, most):
-  """How many of a device's images give their sources to a chunk.
+def _sizes(total, most, end):
+  """How many of so many sources each chunk has.
 
-  Whole tiles of sources if it can be, be they more than `most`: only these
-  arrive as the kernels read them.
+  Whole tiles if it can be, be they more than `most`: only these arrive as the
+  kernels read them. The last chunk is cut in two, the second a multiple of
+  `end`, if that is not 0: nothing hides the last one's way back, nor its work
+  where chunks come late. The first of the two hides in the second's work.
   """
-  divisors = [n for n in range(1, local + 1) if local % n == 0]
-  whole = [n for n in divisors if n * kinds % TILE == 0]
-  if whole:
-    return max((n for n in whole if n <= most), default=whole[0])
-  return max(n for n in divisors if n <= most)
+  divisors = [n for n in range(1, total + 1) if total % n == 0]
+  whole = [n for n in divisors if n % TILE == 0] or divisors
+  size = max((n for n in whole if n <= most), default=whole[0])
+  sizes = [size] * (total // size)
+  if end and 1 < len(sizes) < UNROLLED:
+    second = size * 3 // 8 // end * end
+    sizes[-1:] = [size - second, second] if second else [size]
+  return tuple(sizes)
 
 
 def _batch_axes(mesh):

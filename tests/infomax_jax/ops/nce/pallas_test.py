@@ -122,7 +122,7 @@ def test_any_shape_against_float64(
 @pytest.mark.parametrize('cores', [1, 2])
 def test_targets_in_tiles_and_a_device_of_two_cores(monkeypatch, cores):
   """Where they do not fit into VMEM at once, and on a v5p."""
-  bytes_of_tile = 16 * 128 * 8
+  bytes_of_tile = 16 * pallas_tpu.target_bytes(128, 4)
   monkeypatch.setattr(pallas_tpu, 'TILE_BYTES', bytes_of_tile)
   monkeypatch.setattr(plan, '_cores', lambda mesh: cores)
   args = draw(6, 1, 5, 128)
@@ -131,31 +131,33 @@ def test_targets_in_tiles_and_a_device_of_two_cores(monkeypatch, cores):
 
 
 @pytest.mark.parametrize(
-  'count',
+  ('shape', 'block'),
   [
-    pytest.param(1, marks=pytest.mark.full),
-    2,
-    pytest.param(4, marks=pytest.mark.full),
-    8,
+    pytest.param((1,), 32, marks=pytest.mark.full),
+    ((2,), 32),  # three chunks, the next one under way
+    ((4, 2), 16),  # six, too many to unroll
+    pytest.param((8,), 32, marks=pytest.mark.full),
+    pytest.param((2, 4), 96, marks=pytest.mark.full),
+    pytest.param((2, 2, 2), 48, marks=pytest.mark.full),
   ],
 )
-def test_the_mesh_does_not_change_sums_and_gradients(count):
-  """In three chunks, the next one under way."""
+def test_the_mesh_does_not_change_sums_and_gradients(shape, block):
   args = draw(96, 2, 3, 128)
+  axes = ('data', 'fsdp', 'third')[: len(shape)]
   mesh = jax.make_mesh(
-    (count,),
-    ('data',),
-    axis_types=(AxisType.Auto,),
-    devices=jax.devices()[:count],
+    shape,
+    axes,
+    axis_types=(AxisType.Auto,) * len(shape),
+    devices=jax.devices()[: np.prod(shape)],
   )
-  divided = NamedSharding(mesh, P('data'))
+  divided = NamedSharding(mesh, P(axes))
   shardings = (divided, divided, divided, NamedSharding(mesh, P()))
   placed = jax.device_put(args, shardings)
-  with jax.set_mesh(mesh), nn.logical_axis_rules((('batch', 'data'),)):
-    got = jax.jit(functools.partial(sums.__wrapped__, block=32))(placed)
+  with jax.set_mesh(mesh), nn.logical_axis_rules((('batch', axes),)):
+    got = jax.jit(functools.partial(sums.__wrapped__, block=block))(placed)
   assert_close(got, exact(*args), 2e-6)
-  if count > 1:
-    assert all(got[i].sharding.spec[0] == 'data' for i in (0, 2, 3))
+  if len(mesh.devices) > 1:
+    assert all(got[i].sharding.is_equivalent_to(divided, 3) for i in (2, 3))
 
 
 @pytest.mark.full
