@@ -26,8 +26,8 @@ def against_all(
     sources: float32 or bfloat16.
     targets: Of the same dtype.
     clip: c, or None for no clipping.
-    block: Images whose sources are scored at once. The kernels take the same
-      number from each device, and as many as fill tiles of memory.
+    block: Images whose sources are scored at once. The kernels take as many of
+      each device, whole tiles of memory, and 2,048 sources at least.
     implementation: 'xla', any device and shape; 'pallas', TPU kernels that
       keep scores out of memory, for a clip of at most 40 and C a multiple of
       128, gradients of sources being summed over devices in their dtype;

@@ -4,7 +4,8 @@ Targets stay where they are. Sources come from all devices in chunks; the next
 chunk depends on nothing that the kernel does with this one, nor do the gradients
 of the one before on their way back, so that both may travel meanwhile. libtpu
 lets them only with collectives offloaded to SparseCores, which is an option of
-the compiler. Scores are never in memory.
+the compiler. Scores are never in memory. A few chunks are kept for the backward
+pass, more are gathered once more.
 
 A batch is best divided over two axes of the mesh, each along sides of the torus:
 over all devices at once libtpu makes a sum over all of each scatter, twice the
@@ -81,18 +82,18 @@ def _forward_local(plan, sources, targets):
       new = plan.kernels.forward(
         chunk, xs[0], owners(i), xs[1], clip=plan.clip, cores=plan.cores
       )
-      return jnp.stack(new) + (0 if sums is None else sums), None
+      return new if sums is None else jax.tree.map(jnp.add, sums, new), None
 
-    zeros = jnp.zeros((2, len(chunk)), jnp.float32)
-    return none, _each_tile(tile, zeros, (tiles, image))[0]
+    zeros = jnp.zeros(len(chunk), jnp.float32)
+    return none, _each_tile(tile, (zeros, zeros), (tiles, image))[0]
 
   fetch = _fetch(plan, sources)
   _, sums, chunks = _pipelined(
     fetch, work, lambda sums: sums, None, len(plan.sizes)
   )
-  sums = _own_sums(plan, sums)
-  terms, squares = sums.reshape(2, images, kinds)
-  squares = squares.sum(0)
+  terms, squares = zip(*sums, strict=True)
+  terms = _own_sums(plan, terms).reshape(images, kinds)
+  squares = _in_order(plan, squares).reshape(-1, kinds).sum(0)
   if plan.axes:
     squares = lax.psum(squares, plan.axes)
   return jnp.log(terms) + plan.clip, squares, chunks
@@ -150,8 +151,8 @@ def _pipelined(fetch, work, send, carry, count):
   """`work` on each chunk while the next comes and the last result leaves.
 
   fetch(i, last) -> chunk, after the last one; work(carry, chunk, i) -> (carry,
-  result); send(result). Barriers keep the order, which XLA finds better ones
-  for otherwise: last things first.
+  result); send(result). Barriers keep the order: XLA would do some of the last
+  things first.
 
   Returns:
     The carry, all that was sent, and the chunks unless they are too many.
@@ -173,7 +174,9 @@ def _pipelined(fetch, work, send, carry, count):
   state = carry, chunks[-1], result
   if count > UNROLLED:
     state, sent = lax.scan(turn, state, jnp.arange(1, count - 1))
-    out, chunks = list(sent), []
+    leaves, tree = jax.tree.flatten(sent)
+    out = [tree.unflatten(xs) for xs in zip(*leaves, strict=True)]
+    chunks = []
   else:
     for i in range(1, count - 1):
       state, sent = turn(state, i)
@@ -293,13 +296,18 @@ def _gathered_stats(plan, stats):
 
 
 def _own_sums(plan, sums):
-  """[2, R] of each chunk over own targets -> [2, own sources] over all."""
+  """[R] of each chunk over own targets -> [own sources] over all."""
+  sums = _scattered(plan.outer, _in_order(plan, sums))
+  return _scattered(plan.inner, sums.reshape(-1))
+
+
+def _in_order(plan, chunks):
+  """[R] of each chunk -> [P N] of all N sources of each place."""
   parts = [
-    x[:, : size * plan.around].reshape(2, plan.around, size)
-    for x, size in zip(sums, plan.sizes, strict=True)
+    x[: size * plan.around].reshape(plan.around, size)
+    for x, size in zip(chunks, plan.sizes, strict=True)
   ]
-  sums = _scattered(plan.outer, jnp.concatenate(parts, 2), 1)
-  return _scattered(plan.inner, sums.reshape(2, -1), 1)
+  return jnp.concatenate(parts, 1)
 
 
 def _fill(x, multiple, axis, value=0):

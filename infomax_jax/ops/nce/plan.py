@@ -11,6 +11,7 @@ import jax
 from infomax_jax.ops.nce.reference import LARGEST_CLIP
 
 TILE = 8  # rows of a TPU's arrays in memory
+LEAST = 2048  # Sources of a chunk below which what a call costs besides counts.
 UNROLLED = 4  # Chunks up to which a loop would cost copies and save little.
 
 
@@ -109,7 +110,9 @@ def make(
     around=around,
     within=within,
     cores=cores,
-    sizes=_sizes(batch * kinds // around, block * kinds // around, end),
+    sizes=_sizes(
+      batch * kinds // around, max(LEAST, block * kinds) // around, end
+    ),
   )
 
 

@@ -62,6 +62,12 @@ def assert_close(got, want, limit):
     np.testing.assert_allclose(a, b, rtol=0, atol=limit * np.abs(b).max())
 
 
+@pytest.fixture
+def any_chunk(monkeypatch):
+  """Chunks as small as tests can have them."""
+  monkeypatch.setattr(plan, 'LEAST', 1)
+
+
 @pytest.fixture(scope='module')
 def authors_loss():
   """Compiled once for the three cases of the authors' loss."""
@@ -106,7 +112,7 @@ SHAPES = [  # batch, kinds, positions, dim, dtype, clip, block
   ('batch', 'kinds', 'positions', 'dim', 'dtype', 'clip', 'block'), SHAPES
 )
 def test_any_shape_against_float64(
-  batch, kinds, positions, dim, dtype, clip, block
+  any_chunk, batch, kinds, positions, dim, dtype, clip, block
 ):
   args = draw(batch, kinds, positions, dim, jnp.dtype(dtype))
   got = sums(args, clip, block)
@@ -141,7 +147,7 @@ def test_targets_in_tiles_and_a_device_of_two_cores(monkeypatch, cores):
     pytest.param((2, 2, 2), 48, marks=pytest.mark.full),
   ],
 )
-def test_the_mesh_does_not_change_sums_and_gradients(shape, block):
+def test_the_mesh_does_not_change_sums_and_gradients(any_chunk, shape, block):
   args = draw(96, 2, 3, 128)
   axes = ('data', 'fsdp', 'third')[: len(shape)]
   mesh = jax.make_mesh(
