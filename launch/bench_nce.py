@@ -20,7 +20,8 @@ The batch is divided over a mesh of --fsdp devices along its second axis. With
 --offload the SparseCores do collectives beside the TensorCores; without, libtpu
 stops all work for each. The defaults are 1->7 of the largest model for ImageNet
 at batch 4,096 on 256 chips; `--kinds 2 --positions 25` is 1->5 and 5->5 in one
-pass.
+pass, and --whole all tasks of two views in both directions, from the float32
+features that encoders give.
 """
 
 import functools
@@ -37,8 +38,9 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Float
 
 from configs.mirage import mirage_10b
-from infomax_jax import nce
-from launch import aot, aot_chips, mesh as mesh_lib
+from infomax_jax import config, nce, objective
+from infomax_jax.encoder import Features
+from launch import aot, aot_chips, aot_compile, mesh as mesh_lib
 from launch.aot_schedule import Walk
 from launch.errors import UserError, one_line
 
@@ -56,6 +58,9 @@ _DTYPE = flags.DEFINE_enum(
 )
 _FSDP = flags.DEFINE_integer(
   'fsdp', 16, 'devices along the second axis of the mesh', 1
+)
+_WHOLE = flags.DEFINE_bool(
+  'whole', False, 'the objective, not one pair of maps'
 )
 _OFFLOAD = flags.DEFINE_bool('offload', False, 'collectives by SparseCores')
 CLIP, REG_WEIGHT = 20.0, 5e-2
@@ -84,14 +89,18 @@ def measure(cycles) -> dict:
   if line.unknown:
     raise UserError(f'kernels without a time: {line.unknown}')
   batch = _IMAGES.value * len(devices)
-  scores = batch * _KINDS.value * _IMAGES.value * _POSITIONS.value
-  sources = batch * _KINDS.value * _DIM.value * jnp.dtype(_DTYPE.value).itemsize
+  pairs, kinds = _KINDS.value * _POSITIONS.value, _KINDS.value
+  if _WHOLE.value:
+    pairs, kinds = 2 * (49 + 2 * 25), 2 * (1 + 2)
+  scores = batch * _IMAGES.value * pairs
+  sources = batch * kinds * _DIM.value * jnp.dtype(_DTYPE.value).itemsize
   return {
     'pod': _POD.value,
     'nce': _NCE.value,
     'block': _BLOCK.value,
     'fsdp': _FSDP.value,
     'offload': _OFFLOAD.value,
+    'whole': _WHOLE.value,
     'peak_bytes': memory.peak_memory_in_bytes,
     # Not its temp_size: that was 0 on a v6e with 56 MB alive.
     'temp_bytes': memory.peak_memory_in_bytes - given,
@@ -109,30 +118,42 @@ def measure(cycles) -> dict:
 
 
 def compiled(devices) -> jax.stages.Compiled:
-  """The loss and the gradients of sources and targets, for these devices."""
-  mesh = mesh_lib.make_mesh({'data': -1, 'fsdp': _FSDP.value}, devices)
+  """The loss and the gradients of its inputs, for these devices."""
+  mesh = aot_compile.make_mesh({'data': -1, 'fsdp': _FSDP.value}, devices)
   divided = NamedSharding(mesh, P(mesh_lib.BATCH_AXES))
-  args = [
-    jax.ShapeDtypeStruct(
-      (_IMAGES.value * len(devices), n, _DIM.value),
-      _DTYPE.value,
-      sharding=divided,
-    )
-    for n in (_KINDS.value, _POSITIONS.value)
-  ]
-
-  options = None
-  if _OFFLOAD.value:
-    options = mirage_10b.COMPILER_OPTIONS['v6e_256']
-  loss = plain if _NCE.value == 'plain' else by_chunks
+  batch, dim = _IMAGES.value * len(devices), _DIM.value
+  if _WHOLE.value:
+    loss, dtype = whole, 'float32'
+    shapes = [(batch, *side, dim) for side in ((), (5, 5), (7, 7))] * 2
+  else:
+    loss = plain if _NCE.value == 'plain' else by_chunks
+    dtype = _DTYPE.value
+    shapes = [(batch, n, dim) for n in (_KINDS.value, _POSITIONS.value)]
+  args = [jax.ShapeDtypeStruct(x, dtype, sharding=divided) for x in shapes]
   rules = (('batch', mesh_lib.BATCH_AXES),)
   with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
     step = jax.jit(
-      jax.value_and_grad(loss, (0, 1)),
-      out_shardings=(NamedSharding(mesh, P()), (divided, divided)),
+      jax.value_and_grad(loss, tuple(range(len(args)))),
+      out_shardings=(NamedSharding(mesh, P()), (divided,) * len(args)),
     )
-    lowered = step.lower(*args)
-    return lowered.compile(compiler_options=options)
+    options = mirage_10b.COMPILER_OPTIONS['v6e_256']
+    return step.lower(*args).compile(
+      compiler_options=options if _OFFLOAD.value else None
+    )
+
+
+def whole(*maps: Float[Array, 'B ...']) -> Float[Array, '']:
+  """The objective of r1, r5 and r7 of one view and of the other."""
+  cfg = config.ObjectiveConfig(
+    clip=CLIP,
+    reg_weight=REG_WEIGHT,
+    block=_BLOCK.value,
+    dtype=_DTYPE.value,
+    nce=_NCE.value,
+  )
+  views = Features(*maps[:3]), Features(*maps[3:])
+  places = objective.draw_locations(jax.random.key(0), *views, cfg)
+  return objective.infomax(*views, places, cfg)[0]
 
 
 def by_chunks(
