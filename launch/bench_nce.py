@@ -89,11 +89,12 @@ def measure(cycles) -> dict:
   if line.unknown:
     raise UserError(f'kernels without a time: {line.unknown}')
   batch = _IMAGES.value * len(devices)
-  pairs, kinds = _KINDS.value * _POSITIONS.value, _KINDS.value
-  if _WHOLE.value:
-    pairs, kinds = 2 * (49 + 2 * 25), 2 * (1 + 2)
+  pairs, travels = _KINDS.value * _POSITIONS.value, 2 * _KINDS.value
+  if _WHOLE.value:  # r1 serves two tasks and is gathered once.
+    pairs, travels = 2 * (49 + 2 * 25), 2 * (2 + 3)
   scores = batch * _IMAGES.value * pairs
-  sources = batch * kinds * _DIM.value * jnp.dtype(_DTYPE.value).itemsize
+  sources = batch * _DIM.value * jnp.dtype(_DTYPE.value).itemsize
+  links = chip.link * chip.links / chip.devices
   return {
     'pod': _POD.value,
     'nce': _NCE.value,
@@ -112,7 +113,7 @@ def measure(cycles) -> dict:
     # At peak: scores, scores once more, and the gradients of both inputs.
     'bound_ms': 1e3 * 8 * scores * _DIM.value / chip.peak,
     # Of sources to every device and their gradients back, over all links.
-    'links_ms': 2e3 * sources * chip.devices / (chip.link * chip.links),
+    'links_ms': 1e3 * travels * sources / links,
     'compile_seconds': seconds,
   }
 

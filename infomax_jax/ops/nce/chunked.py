@@ -75,7 +75,7 @@ def _on_each(plan, fn, divided, out_specs, whole=0):
 def _forward_local(plan, sources, targets):
   images, kinds, _ = sources.shape
   tiles, image = _tiles(plan, targets)
-  owners = _owners(plan, images, kinds)
+  owners = _owners(plan, images)
 
   def work(none, chunk, i):
     def tile(sums, xs):
@@ -92,8 +92,8 @@ def _forward_local(plan, sources, targets):
     fetch, work, lambda sums: sums, None, len(plan.sizes)
   )
   terms, squares = zip(*sums, strict=True)
-  terms = _own_sums(plan, terms).reshape(images, kinds)
-  squares = _in_order(plan, squares).reshape(-1, kinds).sum(0)
+  terms = _own_sums(plan, terms, kinds)
+  squares = _in_order(plan, squares).reshape(plan.around, kinds, -1).sum((0, 2))
   if plan.axes:
     squares = lax.psum(squares, plan.axes)
   return jnp.log(terms) + plan.clip, squares, chunks
@@ -104,10 +104,9 @@ def _backward_local(
 ):
   images, kinds, _ = sources.shape
   tiles, image = _tiles(plan, targets)
-  owners = _owners(plan, images, kinds)
+  owners = _owners(plan, images)
   each = jnp.broadcast_to(g_squares, negative.shape)
-  stats = jnp.stack([negative, g_negative, each])
-  stats = _gathered_stats(plan, stats.reshape(3, -1))
+  stats = _gathered_stats(plan, jnp.stack([negative, g_negative, each]))
 
   def work(total, chunk, i):
     def tile(g_chunk, xs):
@@ -133,10 +132,11 @@ def _backward_local(
     total,
     len(plan.sizes),
   )
-  g_sources = _scattered(plan.inner, jnp.concatenate(sent))
+  g_sources = jnp.concatenate(sent).reshape(kinds, -1, sources.shape[-1])
+  g_sources = [_scattered(plan.inner, kind) for kind in g_sources]
   # Not .sum(1), which XLA does apart from what follows.
   g_targets = sum(total[:, core] for core in range(plan.cores))
-  return g_sources.reshape(sources.shape), _untiled(g_targets, targets)
+  return jnp.stack(g_sources, 1), _untiled(g_targets, targets)
 
 
 def _each_tile(work, zeros, xs):
@@ -217,8 +217,9 @@ def _fetch(plan, sources, chunks=()):
   """
   if chunks:
     return lambda i, last: chunks[i]
-  flat = sources.reshape(-1, sources.shape[-1])
-  flat = _gathered(plan.inner, flat)
+  # Kind by kind: what two calls have in common XLA then gathers once.
+  kinds = [sources[:, kind] for kind in range(sources.shape[1])]
+  flat = jnp.concatenate([_gathered(plan.inner, x) for x in kinds])
 
   def fetch(i, last):
     mine = _part(plan, flat, i, 0)
@@ -240,7 +241,7 @@ def _scattered(axes, x, dim=0):
   return lax.psum_scatter(x, axes, scatter_dimension=dim, tiled=True)
 
 
-def _owners(plan, images, kinds):
+def _owners(plan, images):
   """i -> [R]: the local image of each source of the i-th chunk, else -1."""
   here = [
     lax.axis_index(axes) if axes else 0 for axes in (plan.outer, plan.inner)
@@ -251,11 +252,9 @@ def _owners(plan, images, kinds):
     size = plan.sizes[i if isinstance(i, int) else 0]
     row = jnp.arange(plan.around * size, dtype=jnp.int32)
     place, at = row // size, row % size + start
-    own = (place == here[0]) & (at // (images * kinds) == here[1])
-    image = at % (images * kinds) // kinds
-    return _fill(
-      jnp.where(own, image, -1), plan.kernels.lanes * plan.cores, 0, -1
-    )
+    own = (place == here[0]) & (at // images % plan.within == here[1])
+    own = jnp.where(own, at % images, -1)
+    return _fill(own, plan.kernels.lanes * plan.cores, 0, -1)
 
   return owners
 
@@ -284,9 +283,9 @@ def _untiled(tiles, targets):
 
 
 def _gathered_stats(plan, stats):
-  """[3, own sources] of this device -> i -> [3, R] of the i-th chunk."""
-  stats = _gathered(plan.inner, stats, 1)
-  stats = _gathered(plan.outer, stats[:, None], 1)
+  """[3 B K] of this device -> i -> [3, R] of the i-th chunk."""
+  stats = _gathered(plan.inner, stats.swapaxes(1, 2), 2)
+  stats = _gathered(plan.outer, stats.reshape(3, 1, -1), 1)
 
   def part(i):
     x = _part(plan, stats, i, 2).reshape(3, -1)
@@ -295,10 +294,10 @@ def _gathered_stats(plan, stats):
   return part
 
 
-def _own_sums(plan, sums):
-  """[R] of each chunk over own targets -> [own sources] over all."""
+def _own_sums(plan, sums, kinds):
+  """[R] of each chunk over own targets -> [B K] of own sources over all."""
   sums = _scattered(plan.outer, _in_order(plan, sums))
-  return _scattered(plan.inner, sums.reshape(-1))
+  return _scattered(plan.inner, sums.reshape(kinds, -1), 1).T
 
 
 def _in_order(plan, chunks):

@@ -96,7 +96,7 @@ def forward(
     compiler_params=_params('parallel'),
     cost_estimate=_cost(rows, targets, 1),
     interpret=interpret,
-    name='nce_forward',
+    name=f'nce_forward_{rows}x{len(targets)}',
   )(owner[None], image[:, None], targets, sources)
   return terms[0], squares[0]
 
@@ -159,7 +159,7 @@ def backward(
     compiler_params=_params('parallel', 'arbitrary'),
     cost_estimate=_cost(rows, targets, 3),
     interpret=interpret,
-    name='nce_backward',
+    name=f'nce_backward_{rows}x{len(targets)}',
   )(owner[None], image[:, None], stats, targets, sources, *before)
 
 

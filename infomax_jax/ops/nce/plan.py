@@ -12,7 +12,7 @@ from infomax_jax.ops.nce.reference import LARGEST_CLIP
 
 TILE = 8  # rows of a TPU's arrays in memory
 LEAST = 2048  # Sources of a chunk below which what a call costs besides counts.
-UNROLLED = 4  # Chunks up to which a loop would cost copies and save little.
+UNROLLED = 6  # Chunks up to which a loop would cost copies and save little.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Plan:
     around: Devices along `outer`.
     within: Devices along `inner`.
     cores: Of one device.
-    sizes: Of each chunk, the sources that come from one place along `outer`.
+    sizes: Of each chunk, the sources that come from one place along `outer`,
+      all of one kind.
   """
 
   kernels: Kernels
@@ -110,14 +111,12 @@ def make(
     around=around,
     within=within,
     cores=cores,
-    sizes=_sizes(
-      batch * kinds // around, max(LEAST, block * kinds) // around, end
-    ),
+    sizes=_sizes(batch // around, max(LEAST, block) // around, end) * kinds,
   )
 
 
 def _sizes(total, most, end):
-  """How many of so many sources each chunk has.
+  """How many of so many sources of a kind each chunk has.
 
   Whole tiles if it can be, be they more than `most`: only these arrive as the
   kernels read them. The last chunk is cut in two, the second a multiple of
@@ -128,7 +127,7 @@ def _sizes(total, most, end):
   whole = [n for n in divisors if n % TILE == 0] or divisors
   size = max((n for n in whole if n <= most), default=whole[0])
   sizes = [size] * (total // size)
-  if end and 1 < len(sizes) < UNROLLED:
+  if end and 1 < len(sizes) < 4:
     second = size * 3 // 8 // end * end
     sizes[-1:] = [size - second, second] if second else [size]
   return tuple(sizes)
