@@ -118,11 +118,15 @@ def measure(
 
 
 def warm_up(ways: Mapping[str, Way], clip: Clip) -> None:
-  """Compiles: the programs do not depend on the number of steps."""
+  """Compiles: the programs do not depend on the number of steps.
+
+  But with caching there are some, all of which a round of guidance needs.
+  """
   for way in ways.values():
     settings = way.settings
     if not way.generator.own_steps:
-      settings = dataclasses.replace(settings, steps=2)
+      steps = min(settings.steps, settings.caching.guidance + 1)
+      settings = dataclasses.replace(settings, steps=max(2, steps))
     way.generator(clip.wave, clip.image, '', settings)
 
 
@@ -209,11 +213,11 @@ def describe(way: Way) -> str:
   parts = [f'{settings.steps} steps', settings.solver]
   if way.generator.own_steps:
     parts.append('distilled')
-  if settings.caching:
-    parts.append(
-      f'branches at every {settings.caching.guidance}. step, attention at '
-      f'every {settings.caching.attention}.'
-    )
+  caching = settings.caching
+  for name in ('branches', 'attention', 'blocks'):
+    every = getattr(caching, 'guidance' if name == 'branches' else name)
+    if every > 1:
+      parts.append(f'{name} at every {every}. step')
   if way.generator.quantised != quantise.NONE:
     parts.append(f'{way.generator.quantised} matmuls')
   return ', '.join(parts)

@@ -1,7 +1,8 @@
 """One window of latents: the steps of a sampler, compiled once for all.
 
 What is compiled depends on which terms of guidance there are, not on their
-weights, nor on how many steps are taken.
+weights, nor on how many steps are taken. With caching there is one program for
+each set of things that a step computes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +19,10 @@ from mirage_jax import cache, flow, sampler
 from mirage_jax.dit import Mirage
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _step(model, how, guidance, params, cond, noise, known, table, state, *now):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _step(
+  model, how, fresh, guidance, params, cond, noise, known, table, state, *now
+):
   solver, caching = how
   step = sampler.make_step(
     cache.Bound(model, params),
@@ -31,7 +34,7 @@ def _step(model, how, guidance, params, cond, noise, known, table, state, *now):
     sigmas=table,
     caching=caching,
   )
-  return step(state, *now)
+  return step(state, *now, *fresh)
 
 
 def draw(
@@ -69,13 +72,13 @@ def draw(
   table = sigmas if guidance.counts_steps else None
   bound = cache.Bound(model, params)
   state = sampler.start(bound, cond, noise, guidance, *how)
-  steps = [sigmas[:-1], sigmas[1:]]
+  fresh = [()] * (len(sigmas) - 1)
   if settings.caching:
-    plan = cache.plan(settings.caching, sigmas, guidance)
-    steps.append([cache.Fresh(*now) for now in zip(*plan, strict=True)])
-  for now in zip(*steps, strict=True):
+    plan = np.stack(cache.plan(settings.caching, sigmas, guidance))
+    fresh = [(cache.Fresh(*now),) for now in plan.T.tolist()]
+  for what, *now in zip(fresh, sigmas[:-1], sigmas[1:], strict=True):
     state = _step(
-      model, how, guidance, params, cond, noise, kept, table, state, *now
+      model, how, what, guidance, params, cond, noise, kept, table, state, *now
     )
     jax.block_until_ready(state)
     progress()

@@ -18,8 +18,9 @@ from mirage_jax import config, rope, sharding, tokens
 from mirage_jax.linear import Linear
 from mirage_jax.ops.attention import parallel
 
-# The collection of what attention gave: applied with it mutable, the model keeps
-# it; given it, the model uses that and computes no queries, keys and values.
+# The collection of what can be used again. Applied with it mutable, the model
+# keeps in it what attention gave ('attended', in every block) and what all blocks
+# before the last changed ('change'). Given some of it, it computes that no more.
 CACHE = 'cache'
 EPS = 1e-6
 QK_EPS = 1e-5
@@ -47,6 +48,11 @@ class Context:
   audio: jax.Array | None = None
   audio_mask: jax.Array | None = None
   shares: Mapping[str, jax.Array] = flax.struct.field(default_factory=dict)
+
+
+def keeps(module: nn.Module) -> bool:
+  """Whether `CACHE` is to be filled."""
+  return module.is_mutable_collection(CACHE) and not module.is_initializing()
 
 
 def rms_norm(x: Float[Array, '...'], eps: float) -> Float[Array, '...']:
@@ -322,7 +328,7 @@ class Block(nn.Module):
 
   def _attended(self, modules, streams, scales, context):
     """What the joint attention gives each stream that is updated."""
-    keep = self.is_mutable_collection(CACHE) and not self.is_initializing()
+    keep = keeps(self)
     if not keep and self.has_variable(CACHE, 'attended'):
       return self.get_variable(CACHE, 'attended')
     qkv = {

@@ -1,15 +1,17 @@
 """Step caching: what hardly changes from step to step is used again.
 
-In the manner of FasterCache (Lv et al., arXiv 2410.19355), of two kinds:
+In the manner of FasterCache (Lv et al., arXiv 2410.19355), of three kinds:
 
 - how far the branches of guidance lie from the velocity of all conditions, and
   how that changes with the noise level. In a step that uses it again, only the
   conditional branch runs.
 - what attention gave every stream in every block of the conditional branch. In
   a step that uses it again, no queries, keys, values and scores are computed.
+- what all blocks before the last changed in every stream of that branch. In a
+  step that uses it again, the last block alone runs, on what noise is left.
 
 Which steps compute what is decided before sampling, step by step, so that one
-compiled loop runs any plan. Both are plain arrays in the solver's state.
+compiled loop runs any plan. All are plain arrays in the solver's state.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +29,8 @@ from mirage_jax.block import CACHE
 from mirage_jax.guidance import Guidance
 from mirage_jax.schedules import Window
 
+NAMES = 'guidance', 'attention', 'blocks', 'last'
+
 
 @dataclasses.dataclass(frozen=True)
 class Caching:
@@ -37,6 +41,7 @@ class Caching:
     attention: Attention runs at every so many steps, and wherever the branches
       do: what it makes wrong must not be taken for a difference. Under guidance
       it saves nothing unless `guidance` is greater.
+    blocks: So do the blocks before the last.
     last: So many steps at the end compute everything. They are the longest.
 
   Raises:
@@ -45,10 +50,12 @@ class Caching:
 
   guidance: int = 1
   attention: int = 1
+  blocks: int = 1
   last: int = 0
 
   def __post_init__(self):
-    for name, least in (('guidance', 1), ('attention', 1), ('last', 0)):
+    for name in NAMES:
+      least = 0 if name == 'last' else 1
       if getattr(self, name) < least:
         raise ValueError(
           f'{name} of caching must be at least {least}, got '
@@ -56,26 +63,32 @@ class Caching:
         )
 
   def __bool__(self) -> bool:
-    return self.guidance > 1 or self.attention > 1
+    return max(self.guidance, self.attention, self.blocks) > 1
 
 
 # How much of the last change of a difference is taken to go on. Over 64 steps
 # all of it was best where 4 steps share one, a half where 8 do.
 TREND = 0.75
-OFF, FAST = Caching(), Caching(guidance=6, attention=3)
+OFF, FAST = Caching(), Caching(guidance=6, blocks=3)
 PRESETS = {'none': OFF, 'fast': FAST}
-NAMES = tuple(field.name for field in dataclasses.fields(Caching))
+
+
+class Kept(NamedTuple):
+  """Parts of a network's cache; () where nothing is used again."""
+
+  attended: Any
+  change: Any
 
 
 class Network(Protocol):
-  """The `guidance.Apply` that attention caching needs; see `Bound`."""
+  """The `guidance.Apply` that caching of its own parts needs; see `Bound`."""
 
   def keep(
     self, video: Array, sigma: Array, cond: Mapping[str, Array]
-  ) -> tuple[Array, Any]: ...
+  ) -> tuple[Array, Kept]: ...
 
   def reuse(
-    self, video: Array, sigma: Array, cond: Mapping[str, Array], attended: Any
+    self, video: Array, sigma: Array, cond: Mapping[str, Array], part: Any
   ) -> Array: ...
 
 
@@ -105,22 +118,24 @@ class Bound:
     video: Float[Array, 'B F Y X C'],
     sigma: Float[Array, 'B'],
     cond: Mapping[str, Array],
-  ) -> tuple[Float[Array, 'B F Y X C'], Any]:
-    """The velocity, and what attention gave in every block."""
+  ) -> tuple[Float[Array, 'B F Y X C'], Kept]:
+    """The velocity, and what can be used again."""
     velocity, state = self.model.apply(
       {'params': self.params}, video, sigma, cond, mutable=[CACHE]
     )
-    return velocity, state[CACHE]
+    attended = dict(state[CACHE])
+    change = {k: attended.pop(k) for k in ('change',) if k in attended}
+    return velocity, Kept(attended, change)
 
   def reuse(
     self,
     video: Float[Array, 'B F Y X C'],
     sigma: Float[Array, 'B'],
     cond: Mapping[str, Array],
-    attended: Any,
+    part: Any,
   ) -> Float[Array, 'B F Y X C']:
-    """The velocity with what attention gave before."""
-    variables = {'params': self.params, CACHE: attended}
+    """The velocity, with a part of what was kept before."""
+    variables = {'params': self.params, CACHE: part}
     return self.model.apply(variables, video, sigma, cond)
 
 
@@ -132,13 +147,13 @@ class Memory(NamedTuple):
       that of its branch [B F Y X C].
     slopes: How they changed, per unit of sigma [B F Y X C].
     sigma: Where they were computed [B]; infinite for never.
-    attended: The model's cache, or () without attention caching.
+    kept: What the network kept.
   """
 
   differences: tuple[Array, ...]
   slopes: tuple[Array, ...]
   sigma: Float[Array, 'B']
-  attended: Any
+  kept: Kept
 
 
 class Fresh(NamedTuple):
@@ -146,6 +161,7 @@ class Fresh(NamedTuple):
 
   guidance: Bool[Array, '...']
   attention: Bool[Array, '...']
+  blocks: Bool[Array, '...']
 
 
 def plan(
@@ -156,16 +172,20 @@ def plan(
   Where no weight counts, outside of all windows, branches need not run.
   """
   sigmas = np.asarray(sigmas, np.float32)[:-1]
-  fresh = np.zeros((2, len(sigmas)), bool)
-  ages = [np.inf, np.inf]  # Steps since the branches, and attention, ran.
+  fresh = np.zeros((3, len(sigmas)), bool)
+  # Steps since the branches, attention and the blocks ran.
+  ages = [np.inf] * 3
   for step, counts in enumerate(_counting(guidance, sigmas)):
     late = step >= len(sigmas) - caching.last
     branches = counts and (late or ages[0] >= caching.guidance)
-    attention = branches or late or ages[1] >= caching.attention
-    fresh[:, step] = branches, attention
+    whole = branches or late
+    blocks = whole or ages[2] >= caching.blocks
+    attention = blocks and (whole or ages[1] >= caching.attention)
+    fresh[:, step] = branches, attention, blocks
     # Across a gap of a window no difference is used again.
     ages[0] = (1 if branches else ages[0] + 1) if counts else np.inf
     ages[1] = 1 if attention else ages[1] + 1
+    ages[2] = 1 if blocks else ages[2] + 1
   return Fresh(*fresh)
 
 
@@ -191,7 +211,7 @@ def cached(
   """`guidance.guided` that remembers.
 
   Args:
-    apply: The network; `Bound`, for attention caching.
+    apply: The network; `Bound`, to use parts of it again.
     guidance: Weights.
     caching: What is used again at all; which step does so is told by the step.
     sigmas: As for `guided`.
@@ -207,18 +227,8 @@ def cached(
   def wrapped(video, sigma, cond, memory, fresh):
     branches = guidance_lib.prepare(guidance, cond, len(video))
     cond = branches.conds[0]
-    if caching.attention > 1:
-      full, attended = jax.lax.cond(
-        fresh.attention,
-        lambda: apply.keep(video, sigma, cond),
-        lambda: (
-          apply.reuse(video, sigma, cond, memory.attended),
-          memory.attended,
-        ),
-      )
-    else:
-      full, attended = apply(video, sigma, cond), ()
-    memory = memory._replace(attended=attended)
+    full, kept = _run(apply, caching, (video, sigma, cond), memory.kept, fresh)
+    memory = memory._replace(kept=kept)
     if not branches.terms:
       return full, memory
 
@@ -226,13 +236,46 @@ def cached(
       others = guidance_lib.others(apply, guidance, branches, video, sigma)
       return _remember(memory, [full - other for other in others], sigma)
 
-    memory = jax.lax.cond(fresh.guidance, look, lambda: memory)
+    memory = _either(fresh.guidance, look, lambda: memory)
     found = _recall(memory, sigma)
     gains = guidance_lib.weigh(guidance, branches.terms, sigma, sigmas)
     total = guidance_lib.combine(full, found, gains, guidance)
     return total, memory
 
   return wrapped
+
+
+def _run(apply, caching, inputs, kept, fresh):
+  """The velocity of one branch and what is kept then, with what was before."""
+  whole = lambda: _whole(apply, caching, inputs)
+  again = lambda part: lambda: (apply.reuse(*inputs, part), kept)
+
+  def blocks():
+    if caching.attention == 1:
+      return whole()
+    return _either(fresh.attention, whole, again(kept.attended))
+
+  if caching.blocks == 1:
+    return blocks()
+  return _either(fresh.blocks, blocks, again(kept.change))
+
+
+def _either(choice, yes, no):
+  """`jax.lax.cond`, but no program at all for what is known not to run."""
+  if isinstance(choice, bool):
+    return yes() if choice else no()
+  return jax.lax.cond(choice, yes, no)
+
+
+def _whole(apply, caching, inputs):
+  """The velocity and, of what can be used again, what will be."""
+  if caching.attention == caching.blocks == 1:
+    return apply(*inputs), Kept((), ())
+  velocity, (attended, change) = apply.keep(*inputs)
+  return velocity, Kept(
+    attended if caching.attention > 1 else (),
+    change if caching.blocks > 1 else (),
+  )
 
 
 def _remember(memory, differences, sigma):
@@ -274,15 +317,12 @@ def empty(
 ) -> Memory:
   """A memory of zeros, for a first step that computes everything."""
   branches = guidance_lib.prepare(guidance, cond, len(video))
-  run = apply.keep if caching.attention > 1 else apply
   sigma = jnp.ones(len(video), video.dtype)
-  shapes = jax.eval_shape(run, video, sigma, branches.conds[0])
-  shapes = shapes if caching.attention > 1 else (shapes, ())
-  velocity, attended = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype), shapes
-  )
+  inputs = video, sigma, branches.conds[0]
+  shapes = jax.eval_shape(lambda: _whole(apply, caching, inputs))
+  velocity, kept = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   zeros = (velocity,) * len(branches.terms)
-  return Memory(zeros, zeros, jnp.full_like(sigma, jnp.inf), attended)
+  return Memory(zeros, zeros, jnp.full_like(sigma, jnp.inf), kept)
 
 
 def parse(text: str) -> Caching:

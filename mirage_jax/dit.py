@@ -190,17 +190,29 @@ class Mirage(nn.Module):
     if cfg.remat != 'none':
       make = nn.remat(make, policy=REMAT[cfg.remat], prevent_cse=False)
     if cfg.depth > 1:
-      scanned = nn.scan(
-        make,
-        variable_axes={'params': 0, block.CACHE: 0},
-        split_rngs={'params': True},
-        in_axes=nn.broadcast,
-        length=cfg.depth - 1,
-        metadata_params={nn.PARTITION_NAME: 'layers'},
-      )
-      streams, _ = scanned(cfg, lengths, name='blocks')(streams, context)
+      streams = self._before_last(make, streams, context, lengths)
     last = make(cfg, lengths, last=True, name='last')
     return last(streams, context)[0]['video']
+
+  def _before_last(self, make, streams, context, lengths):
+    """All blocks but the last, or what they changed if `CACHE` has it."""
+    keep = block.keeps(self)
+    if not keep and self.has_variable(block.CACHE, 'change'):
+      change = self.get_variable(block.CACHE, 'change')
+      return {name: x + change[name] for name, x in streams.items()}
+    scanned = nn.scan(
+      make,
+      variable_axes={'params': 0, block.CACHE: 0},
+      split_rngs={'params': True},
+      in_axes=nn.broadcast,
+      length=self.cfg.depth - 1,
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+    )
+    result, _ = scanned(self.cfg, lengths, name='blocks')(streams, context)
+    if keep:
+      change = {name: x - streams[name] for name, x in result.items()}
+      self.put_variable(block.CACHE, 'change', change)
+    return result
 
   def _output(self, x, cond, shape):
     """Affine-free LayerNorm, shift and scale, Linear to patches."""

@@ -8,7 +8,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from mirage_jax import cache, config, dit, flow, sampler, sharding
+from mirage_jax import cache, config, dit, flow, sampler, sharding, skip
 from mirage_jax.cache import Caching, Fresh
 from mirage_jax.guidance import Guidance, Weight
 from mirage_jax.schedules import Window
@@ -28,7 +28,7 @@ MODEL = dit.Mirage(
 NOISE = jax.random.normal(jax.random.key(0), (2, 2, 4, 4, 2))
 SIGMAS = flow.linear_quadratic(8)
 AUDIO = Guidance(audio=3.0)
-BOTH = Caching(guidance=2, attention=2)
+ALL = Caching(guidance=2, attention=2, blocks=2)
 
 
 def make_cond():
@@ -52,7 +52,7 @@ def params():
 
 
 def advance(params, x, cond, memory, fresh):
-  push = cache.cached(cache.Bound(MODEL, params), AUDIO, BOTH)
+  push = cache.cached(cache.Bound(MODEL, params), AUDIO, ALL)
   return push(x, jnp.full(2, 0.7), cond, memory, fresh)
 
 
@@ -68,8 +68,8 @@ fast = jax.jit(advance)
 def start():
   """What a step that computes everything gives: velocity, memory."""
   bound, cond = cache.Bound(MODEL, params()), make_cond()
-  memory = cache.empty(bound, AUDIO, BOTH, NOISE, cond)
-  return fast(params(), NOISE, cond, memory, Fresh(True, True))
+  memory = cache.empty(bound, AUDIO, ALL, NOISE, cond)
+  return fast(params(), NOISE, cond, memory, Fresh(True, True, True))
 
 
 def test_a_step_that_computes_everything_is_plain_guidance(start):
@@ -82,7 +82,14 @@ def test_a_step_that_computes_everything_is_plain_guidance(start):
   np.testing.assert_allclose(memory.differences[0], full - other, atol=1e-5)
 
 
-@pytest.mark.parametrize('fresh', [Fresh(False, False), Fresh(False, True)])
+@pytest.mark.parametrize(
+  'fresh',
+  [
+    Fresh(False, True, True),
+    Fresh(False, False, True),
+    Fresh(False, False, False),
+  ],
+)
 def test_at_the_same_point_what_is_used_again_is_right(start, fresh):
   velocity, memory = start
   again, kept = fast(params(), NOISE, make_cond(), memory, fresh)
@@ -99,49 +106,79 @@ def test_what_is_used_again_is_what_was_kept(start):
   run = lambda fresh: fast(params(), NOISE, cond, memory, fresh)[0]
   heard = plain(params(), NOISE, cond)
   want = heard + 2 * memory.differences[0]
-  np.testing.assert_allclose(run(Fresh(False, True)), want, atol=1e-5)
-  np.testing.assert_allclose(run(Fresh(False, False)), velocity, atol=1e-5)
+  np.testing.assert_allclose(run(Fresh(False, True, True)), want, atol=1e-5)
+  again = run(Fresh(False, False, True))
+  np.testing.assert_allclose(again, velocity, atol=1e-5)
   assert np.abs(want - velocity).max() > 0.01
 
 
-def test_attention_is_not_computed_again():
+def test_blocks_used_again_change_their_input_as_before(start):
+  """By hand: the last block and the output, of another noise plus `change`."""
+  _, memory = start
+  x, cond, change = 0.5 * NOISE, make_cond(), memory.kept.change
+  fresh = Fresh(False, False, False)
+  got, kept = fast(params(), x, cond, memory, fresh)
+  for a, b in zip(*map(jax.tree.leaves, (kept.kept, memory.kept)), strict=True):
+    np.testing.assert_array_equal(a, b)
+  still = cache.Bound(MODEL, skip.without_blocks(params(), [0]))
+  as_before = jax.tree.map(jnp.zeros_like, change)
+  run = jax.jit(lambda part: still.reuse(x, jnp.full(2, 0.7), cond, part))
+  # Blocks that do nothing are blocks whose change is zero.
+  np.testing.assert_allclose(
+    run(as_before), still(x, jnp.full(2, 0.7), cond), atol=1e-5
+  )
+  want = run(change) + 2 * memory.differences[0]
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  assert np.abs(run(change) - run(as_before)).max() > 0.01
+
+
+def test_what_is_used_again_is_not_computed():
   bound, cond = cache.Bound(MODEL, params()), make_cond()
   args = NOISE, jnp.full(2, 0.7), cond
-  _, attended = jax.eval_shape(bound.keep, *args)
-  keep = jax.jit(bound.keep).lower(*args).cost_analysis()
-  reuse = jax.jit(bound.reuse).lower(*args, attended).cost_analysis()
-  assert reuse['flops'] < 0.7 * keep['flops']
+  _, kept = jax.eval_shape(bound.keep, *args)
+  flops = lambda f, *args: jax.jit(f).lower(*args).cost_analysis()['flops']
+  keep = flops(bound.keep, *args)
+  assert flops(bound.reuse, *args, kept.attended) < 0.7 * keep
+  assert flops(bound.reuse, *args, kept.change) < 0.6 * keep
   # Kept is one array a stream and block, in the stream's width.
-  assert attended['blocks']['attended']['video'].shape == (1, 2, 16, 8)
-  assert attended['blocks']['attended']['audio'].shape == (1, 2, 10, 4)
-  assert attended['last']['attended']['video'].shape == (2, 8, 8)
+  blocks = kept.attended['blocks']['attended']
+  assert blocks['video'].shape == (1, 2, 16, 8)
+  assert blocks['audio'].shape == (1, 2, 10, 4)
+  assert kept.attended['last']['attended']['video'].shape == (2, 8, 8)
+  assert kept.change['change']['video'].shape == (2, 16, 8)
+  empty = functools.partial(cache.empty, bound, AUDIO, Caching(2))
+  assert jax.eval_shape(empty, NOISE, cond).kept == ((), ())
 
 
 @pytest.mark.parametrize(
-  ('caching', 'guidance', 'branches', 'attention'),
+  ('caching', 'guidance', 'branches', 'attention', 'blocks'),
   [
-    (cache.OFF, AUDIO, '11111111', '11111111'),
-    (Caching(guidance=4), AUDIO, '10001000', '11111111'),
-    (Caching(attention=3), AUDIO, '11111111', '11111111'),
-    (Caching(attention=3), Guidance(), '00000000', '10010010'),
-    (Caching(4, 2), AUDIO, '10001000', '10101010'),
-    (Caching(3, 2), AUDIO, '10010010', '10110110'),
-    (Caching(4, 4, last=2), AUDIO, '10001011', '10001011'),
+    (cache.OFF, AUDIO, '11111111', '11111111', '11111111'),
+    (Caching(guidance=4), AUDIO, '10001000', '11111111', '11111111'),
+    (Caching(attention=3), AUDIO, '11111111', '11111111', '11111111'),
+    (Caching(attention=3), Guidance(), '00000000', '10010010', '11111111'),
+    (Caching(4, 2), AUDIO, '10001000', '10101010', '11111111'),
+    (Caching(3, 2), AUDIO, '10010010', '10110110', '11111111'),
+    (Caching(4, 4, last=2), AUDIO, '10001011', '10001011', '11111111'),
+    (Caching(4, blocks=2), AUDIO, '10001000', '10101010', '10101010'),
+    (Caching(4, 2, 3), AUDIO, '10001000', '10011001', '10011001'),
+    (Caching(1, 4, 2), Guidance(), '00000000', '10001000', '10101010'),
     (
       Caching(4, 4),
       Guidance(audio=Weight(3.0, Window(0.98, 0.3))),
       '00010000',
       '10010001',
+      '11111111',
     ),
   ],
 )
 def test_each_step_knows_what_it_computes(
-  caching, guidance, branches, attention
+  caching, guidance, branches, attention, blocks
 ):
   sigmas = [1.0, 0.995, 0.99, 0.975, 0.9, 0.25, 0.2, 0.1, 0.0]
   plan = cache.plan(caching, sigmas, guidance)
   shown = [''.join(str(int(x)) for x in steps) for steps in plan]
-  assert shown == [branches, attention]
+  assert shown == [branches, attention, blocks]
 
 
 class Constant:
@@ -196,7 +233,7 @@ def test_a_difference_is_taken_to_go_on_as_it_went():
   )
   got = []
   for sigma, fresh in ((0.8, True), (0.7, False), (0.6, True), (0.5, False)):
-    now = Fresh(fresh, True)
+    now = Fresh(fresh, True, True)
     velocity, memory = push(NOISE, jnp.full(2, sigma), cond, memory, now)
     got.append(float(velocity.mean()))
   slope = (0.36 - 0.64) / (0.6 - 0.8)
@@ -220,10 +257,8 @@ def test_a_python_loop_over_steps_is_the_same():
   step = jax.jit(sampler.make_step(field, cond, NOISE, AUDIO, caching=caching))
   state = sampler.start(field, cond, NOISE, AUDIO, caching=caching)
   plan = cache.plan(caching, SIGMAS, AUDIO)
-  for *sigmas, branches, attention in zip(
-    SIGMAS[:-1], SIGMAS[1:], *plan, strict=True
-  ):
-    state = step(state, *sigmas, Fresh(branches, attention))
+  for *sigmas, a, b, c in zip(SIGMAS[:-1], SIGMAS[1:], *plan, strict=True):
+    state = step(state, *sigmas, Fresh(a, b, c))
   np.testing.assert_allclose(state.x, want, atol=1e-6)
 
 
@@ -235,11 +270,15 @@ def test_sharded_it_is_the_same_and_what_is_kept_is_sharded(start):
   mesh = jax.make_mesh((2, 1, 2, 2), axes, axis_types=auto)
   sharded = jax.jit(lambda *args: advance(*args))  # not as it was traced
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.AXIS_RULES):
-    for fresh in (Fresh(True, True), Fresh(False, False)):
+    for late in ((True, True), (False, True), (False, False)):
+      fresh = Fresh(late == (True, True), *late)
       got = sharded(params(), NOISE, make_cond(), memory, fresh)
       np.testing.assert_allclose(got[0], velocity, atol=2e-5)
-  video = got[1].attended['last']['attended']['video']
+  kept = got[1].kept
+  video = kept.attended['last']['attended']['video']
   assert video.sharding.spec[:2] == ('data', 'context')
+  change = kept.change['change']['video']
+  assert change.sharding.spec[:2] == ('data', 'context')
 
 
 def test_heun_is_refused():
