@@ -14,9 +14,9 @@ FLAGS = {name: f'{name}_cfg' for name in NEUTRAL}
 FLAGS |= {'rescale': 'guidance_rescale'}
 CACHE_HELP = (
   'what one step takes over from another: none; fast; or, as '
-  'guidance:4,attention:2, how many steps what guidance adds, and what '
-  'attention gave, are used for (with last:8 not in the last 8 steps). Pays off '
-  'with many steps, as --steps=64'
+  'guidance:6,blocks:3, how many steps what guidance adds, and what the blocks '
+  'before the last changed, are used for; attention:2 for what attention gave, '
+  'last:8 for none of it in the last 8 steps. Pays off with many, as --steps=64'
 )
 
 QUANTISE_HELP = (

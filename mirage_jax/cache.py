@@ -326,7 +326,7 @@ def empty(
 
 
 def parse(text: str) -> Caching:
-  """Reads 'none', 'fast', or numbers of `Caching` as 'guidance:4,attention:2'.
+  """Reads 'none', 'fast', or numbers of `Caching` as 'guidance:6,blocks:3'.
 
   Raises:
     ValueError: It is none of them.
@@ -339,8 +339,8 @@ def parse(text: str) -> Caching:
     if name not in NAMES or not number.isdecimal():
       raise ValueError(
         f'{text!r} is no caching; give {", ".join(PRESETS)}, or how many steps '
-        'each thing serves, as guidance:4,attention:2, and last:8 to spare the '
-        'last 8 steps.'
+        'each thing serves, as guidance:6,blocks:3 or attention:2, and last:8 to '
+        'spare the last 8 steps.'
       )
     numbers[name] = int(number)
   return Caching(**numbers)
