@@ -14,7 +14,12 @@ from jax import numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from mirage_jax.ops.attention import tpu_backward, tpu_blocks, tpu_forward
+from mirage_jax.ops.attention import (
+  tpu_backward,
+  tpu_backward_wide,
+  tpu_blocks,
+  tpu_forward,
+)
 
 # Scores are log2 of weights. With |score| <= 80 a sum of 2 ** 30 weights and
 # the largest possible product with values are far from float32's 2 ** 128.
@@ -202,15 +207,19 @@ def backward(
   output * gradient over D.
   """
   rows, keys = q.shape[2], k.shape[2]
-  dq, dk, dv = tpu_backward.attention_vjp(
-    _pad(q, plan.rows, 2),
-    _pad(k, plan.keys, 2),
-    _pad(v, plan.keys, 2),
-    _pad(do, plan.rows, 2),
-    _pad(lse, plan.rows, 3),
-    _pad(delta, plan.rows, 3),
-    jnp.pad(_states(used, plan.backward.k), ((0, 0), (1, 0))),
-    blocks=plan.backward,
-    interpret=interpret,
-  )
+  arrays = [_pad(x, plan.rows, 2) for x in (q, do)]
+  arrays[1:1] = [_pad(x, plan.keys, 2) for x in (k, v)]
+  options = dict(blocks=plan.backward, interpret=interpret)
+  states = jnp.pad(_states(used, plan.backward.k), ((0, 0), (1, 0)))
+  if plan.backward.wide:
+    more = tpu_backward_wide.extra(lse[..., :rows], delta, q.dtype)
+    more = _pad(more, plan.rows, 2)
+    mask = used.astype(jnp.float32)
+    grads = tpu_backward_wide.attention_vjp(
+      *arrays, more, mask, states, **options
+    )
+  else:
+    both = [_pad(x, plan.rows, 3) for x in (lse, delta)]
+    grads = tpu_backward.attention_vjp(*arrays, *both, states, **options)
+  dq, dk, dv = grads
   return dq[:, :, :rows], dk[:, :, :keys], dv[:, :, :keys]

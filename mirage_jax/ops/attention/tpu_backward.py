@@ -42,7 +42,7 @@ def kernel(states, q, do, lse, delta, k, v, *refs, blocks, counts, interpret):
     dk_sum[...] = jnp.zeros_like(dk_sum)
     dv_sum[...] = jnp.zeros_like(dv_sum)
 
-  slot = _load(sums, loaded, stored, *sems, ids, counts)
+  slot = load(sums, loaded, stored, *sems, ids, counts)
   add = functools.partial(
     _add,
     *(q, do, lse, delta, k, v, kt, dk_sum, dv_sum),
@@ -57,7 +57,7 @@ def kernel(states, q, do, lse, delta, k, v, *refs, blocks, counts, interpret):
   def _():
     stored[slot] = loaded[slot]
 
-  _store(sums, stored, sems[1], ids, counts)
+  store(sums, stored, sems[1], ids, counts)
 
   @pl.when(j == last_j)
   def _():
@@ -79,7 +79,7 @@ def _copies(sums, buffer, sem, ids, step, count):
   return block, buffer.at[slot], sem.at[slot]
 
 
-def _load(sums, loaded, stored, load_sem, store_sem, ids, counts):
+def load(sums, loaded, stored, load_sem, store_sem, ids, counts):
   """Has dq's sums so far in `loaded`, and `stored` free; returns the slot."""
   (_, _, j, i), (blocks, count) = ids, counts
   step, steps = j * count + i, blocks * count
@@ -119,7 +119,7 @@ def _load(sums, loaded, stored, load_sem, store_sem, ids, counts):
   return slot
 
 
-def _store(sums, stored, sem, ids, counts):
+def store(sums, stored, sem, ids, counts):
   """Sends dq's sums to HBM; after the last keys nobody needs them."""
   (_, _, j, i), (blocks, count) = ids, counts
 

@@ -16,9 +16,10 @@ class Blocks:
   Attributes:
     q: Queries of a block.
     k: Keys of a block.
-    sub: Keys whose scores are held at a time.
+    sub: Keys whose scores are held at a time; if `wide`, queries.
     transposed: Whether dk and dv are summed as [D bk], with the weights in the
       matrix unit: a 256-wide unit is half empty the other way, for D = 128.
+    wide: Whether, for D = 128, `tpu_backward_wide` runs instead.
     vmem: Bytes of on-chip memory that the kernel may take.
   """
 
@@ -26,6 +27,7 @@ class Blocks:
   k: int
   sub: int
   transposed: bool = False
+  wide: bool = False
   vmem: int = 64 * MIB
 
 
@@ -56,12 +58,14 @@ CHIPS = {
   ),
   'v5p': Chip(128, Blocks(1024, 1024, 1024), Blocks(1024, 1024, 1024)),
   'v6e': Chip(
-    256, Blocks(2048, 1024, 1024), Blocks(1024, 1024, 1024, transposed=True)
+    256,
+    Blocks(2048, 1024, 1024),
+    Blocks(2048, 1024, 512, transposed=True, wide=True, vmem=100 * MIB),
   ),
   'tpu7x': Chip(
     256,
     Blocks(2048, 1024, 1024, vmem=56 * MIB),
-    Blocks(1024, 1024, 1024, transposed=True, vmem=56 * MIB),
+    Blocks(2048, 1024, 512, transposed=True, wide=True, vmem=56 * MIB),
   ),
 }
 KINDS = {
@@ -128,7 +132,9 @@ def plan(name: str, rows: int, keys: int, dim: int, itemsize: int) -> Plan:
   for blocks, q, k in zip(both, q_blocks, k_blocks, strict=True):
     # At least as many as the table's, so that a block of 7 units is not cut
     # into 7 parts.
-    units, least = k // table.unit, caps(blocks.sub) // table.unit
+    blocks = dataclasses.replace(blocks, wide=blocks.wide and dim == LANES)
+    units = (q if blocks.wide else k) // table.unit
+    least = caps(blocks.sub) // table.unit
     sub = min(
       n
       for n in range(1, units + 1)

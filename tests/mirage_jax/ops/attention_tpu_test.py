@@ -12,6 +12,7 @@ from mirage_jax.ops.attention import attention, reference, tpu, tpu_blocks
 
 SMALL = tpu_blocks.Blocks(128, 128, 128)
 TURNED = dataclasses.replace(SMALL, k=256, transposed=True)
+WIDE = dataclasses.replace(TURNED, q=256, wide=True)
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +21,7 @@ def small_blocks(monkeypatch):
   chips = {
     'small': tpu_blocks.Chip(128, SMALL, SMALL),
     'turned': tpu_blocks.Chip(128, TURNED, TURNED),
+    'wide': tpu_blocks.Chip(128, TURNED, WIDE),
   }
   monkeypatch.setattr(tpu_blocks, 'CHIPS', {**tpu_blocks.CHIPS, **chips})
 
@@ -113,8 +115,13 @@ def test_bfloat16_and_sums_turned_round():
   compare('turned', (1, 200, 300, 1, 64), False, jnp.bfloat16)
 
 
+def test_what_a_wide_unit_takes_beside_scores():
+  sizes = (1.0, 12.0)
+  compare('wide', (2, 300, 350, 1, 128), True, jnp.float32, sizes=sizes)
+
+
 @pytest.mark.full
-@pytest.mark.parametrize('chip', ['small', 'turned'])
+@pytest.mark.parametrize('chip', ['small', 'turned', 'wide'])
 @pytest.mark.parametrize(
   ('shape', 'masked', 'dtype'),
   [
@@ -132,14 +139,17 @@ def test_drawn_shapes(chip, shape, masked, dtype):
 
 @pytest.mark.full
 @pytest.mark.filterwarnings('ignore')  # of the interpreter's own callbacks
-@pytest.mark.parametrize('rows', [130, 400])
-def test_no_races(rows, capfd):
-  shape = (2, rows, 300, 2, 64)
+@pytest.mark.parametrize(
+  ('rows', 'chip', 'dim'),
+  [(130, 'small', 64), (400, 'small', 64), (600, 'wide', 128)],
+)
+def test_no_races(rows, chip, dim, capfd):
+  shape = (2, rows, 300, 2, dim)
   params = pltpu.InterpretParams(
     detect_races=True, uninitialized_memory='nan', num_cores_or_threads=2
   )
   args, mask = draw(shape, jnp.float32), streams(2, 300)
-  got = kernels('small', params)(*args, mask)
+  got = kernels(chip, params)(*args, mask)
   check(got, expected(args, mask), jnp.float32)
   assert 'RACE DETECTED' not in capfd.readouterr().out  # As it reports them.
 
