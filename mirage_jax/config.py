@@ -22,6 +22,8 @@ class StreamConfig:
     in_dim: Features of one input token: text channels (or the size of the id
       embedding), audio channels. Unused (0) for video.
     rope: Whether the stream's queries and keys are rotated.
+    convs: Convolutions over its tokens before the blocks, see `token_conv`; of
+      streams with a token per video frame.
     name: Of a further stream, see `MirageConfig.extra`; '' else.
   """
 
@@ -29,6 +31,7 @@ class StreamConfig:
   mlp_dim: int
   in_dim: int = 0
   rope: bool = True
+  convs: int = 0
   name: str = ''
 
 
@@ -67,8 +70,8 @@ class MirageConfig:
     remat: What the backward pass recomputes in each block: 'none' keeps all,
       'dots' keeps the outputs of linear maps and of attention, 'attention' only
       the latter, 'full' only block inputs. Attention tells what its gradient
-      needs, the output and a number per query, if it is 'recompute' or 'tpu';
-      kept, its forward pass does not run again.
+      needs, the output and a number per query, if it is 'recompute', 'tpu' or
+      'gpu'; kept, its forward pass does not run again.
     attention: Implementation, see `ops.attention`.
     context: How tokens on different devices meet: 'xla' leaves it to XLA, which
       cannot split kernels; 'ulysses' trades tokens for heads by an all-to-all,
@@ -104,6 +107,8 @@ class MirageConfig:
     'dot_product',
     'tpu',
     'tpu_interpret',
+    'gpu',
+    'gpu_interpret',
     'cudnn',
     'splash',
   ] = 'reference'
@@ -119,6 +124,11 @@ class MirageConfig:
       raise ValueError(f'head_dim must be even for RoPE, got {self.head_dim}.')
     self._check_extra()
     for name, stream in self.streams().items():
+      if stream.convs and name not in self.frame_streams():
+        raise ValueError(
+          f'{name}.convs must be 0: only streams with a token per video frame '
+          f'have convolutions, {", ".join(self.frame_streams()) or "none here"}.'
+        )
       if name != 'video' and stream.in_dim < 1:
         raise ValueError(
           f'{name}.in_dim must be the features of one {name} token.'

@@ -82,7 +82,7 @@ def attention_layout(
   if mesh.empty or mesh.size == 1:
     return None
   if context == 'xla':
-    if implementation in ('tpu', 'tpu_interpret', 'splash'):
+    if implementation.startswith(('tpu', 'gpu', 'splash')):
       raise ValueError(
         f'attention {implementation!r} runs on one device, but the mesh is '
         f"{dict(mesh.shape)}: set model.context to 'ulysses' or 'ring'."

@@ -29,7 +29,10 @@ def attention(
       'reference': plain XLA, softmax in float32.
       'recompute': the same without stored weights.
       'dot_product': `jax.nn.dot_product_attention`, XLA's.
-      'cudnn': the same, cuDNN's kernels, for NVIDIA GPUs.
+      'cudnn': the same, cuDNN's kernels, for NVIDIA GPUs; keys that may be
+        attended to are moved to the front, which is all it knows of masks.
+      'gpu': flash attention in Pallas for NVIDIA GPUs, see `gpu.attention`.
+      'gpu_interpret': the same kernels, interpreted on any machine: for tests.
       'tpu': flash attention in Pallas, see `tpu.attention`.
       'tpu_interpret': the same kernels, interpreted on any machine: for tests.
       'splash': JAX's own TPU kernel, to compare with.
@@ -49,29 +52,50 @@ def attention(
   return _IMPLEMENTATIONS[implementation](q, k, v, mask)
 
 
-def _dot_product(q, k, v, mask, implementation='xla'):
-  run = functools.partial(
-    jax.nn.dot_product_attention, implementation=implementation
-  )
+def _dot_product(q, k, v, mask):
+  run = functools.partial(jax.nn.dot_product_attention, implementation='xla')
   if mask is None:
     return run(q, k, v)
-  out = run(q, k, v, mask=mask[:, None, None, :])
+  return _zeros_without(mask, run(q, k, v, mask=mask[:, None, None, :]))
+
+
+def _zeros_without(mask, out):
   some = jnp.any(mask, axis=1)[:, None, None, None]
   return jnp.where(some, out, jnp.zeros_like(out))
 
 
 def _cudnn(q, k, v, mask):
-  if q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[-1] > 128:
+  capability = getattr(jax.devices()[0], 'compute_capability', '0')
+  most, dim = 256 if float(capability) >= 9 else 128, q.shape[-1]
+  if q.dtype not in (jnp.bfloat16, jnp.float16) or dim > most or dim % 8:
     raise ValueError(
-      "attention 'cudnn' takes bfloat16 or float16 and heads of up to 128, not "
-      f"{q.dtype.name} and {q.shape[-1]}; 'dot_product' and 'recompute' do."
+      f"attention 'cudnn' takes bfloat16 or float16 and heads of up to {most} "
+      f'in eights, not {q.dtype.name} and {dim}; '
+      "'dot_product' and 'recompute' do."
     )
-  return _dot_product(q, k, v, mask, 'cudnn')
+  run = functools.partial(jax.nn.dot_product_attention, implementation='cudnn')
+  if mask is None:
+    return run(q, k, v)
+  # It takes a length, or a bias for each query and key. The order of keys is
+  # nothing to attention.
+  order = jnp.argsort(~mask, axis=1, stable=True)
+  sort = jax.vmap(
+    lambda x, i: x.at[i].get(unique_indices=True, mode='promise_in_bounds')
+  )
+  length = jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.int32), 1)
+  out = run(q, sort(k, order), sort(v, order), key_value_seq_lengths=length)
+  return _zeros_without(mask, out)
+
+
+def _gpu(q, k, v, mask, interpret=False):
+  # Pallas takes a second to import, which other machines need not wait for.
+  from mirage_jax.ops.attention import gpu
+
+  return gpu.attention(q, k, v, mask, interpret=interpret)
 
 
 def _tpu(q, k, v, mask, **options):
-  # Pallas takes a second to import, which other machines need not wait for.
-  from mirage_jax.ops.attention import tpu
+  from mirage_jax.ops.attention import tpu  # As above.
 
   return tpu.attention(q, k, v, mask, **options)
 
@@ -88,6 +112,8 @@ _IMPLEMENTATIONS = {
   'splash': _splash,
   'dot_product': _dot_product,
   'cudnn': _cudnn,
+  'gpu': _gpu,
+  'gpu_interpret': functools.partial(_gpu, interpret=True),
   'tpu': _tpu,
   'tpu_interpret': functools.partial(_tpu, chip='v5p', interpret=True),
 }

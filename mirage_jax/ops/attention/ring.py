@@ -191,9 +191,21 @@ def _tpu(chip=None, interpret=False):
   return Backend(forward, backward)
 
 
+@functools.cache
+def _gpu(interpret=False):
+  from mirage_jax.ops.attention import gpu  # As in `api`.
+
+  return Backend(
+    functools.partial(gpu.forward, interpret=interpret),
+    functools.partial(gpu.backward, interpret=interpret),
+  )
+
+
 _BACKENDS = {
   'reference': _xla,
   'recompute': _xla,
+  'gpu': _gpu,
+  'gpu_interpret': functools.partial(_gpu, interpret=True),
   'tpu': _tpu,
   'tpu_interpret': functools.partial(_tpu, chip='v5p', interpret=True),
 }
