@@ -22,8 +22,6 @@ class StreamConfig:
     in_dim: Features of one input token: text channels (or the size of the id
       embedding), audio channels. Unused (0) for video.
     rope: Whether the stream's queries and keys are rotated.
-    convs: Convolutions over its tokens before the blocks, see `token_conv`; of
-      streams with a token per video frame.
     name: Of a further stream, see `MirageConfig.extra`; '' else.
   """
 
@@ -31,7 +29,6 @@ class StreamConfig:
   mlp_dim: int
   in_dim: int = 0
   rope: bool = True
-  convs: int = 0
   name: str = ''
 
 
@@ -124,11 +121,6 @@ class MirageConfig:
       raise ValueError(f'head_dim must be even for RoPE, got {self.head_dim}.')
     self._check_extra()
     for name, stream in self.streams().items():
-      if stream.convs and name not in self.frame_streams():
-        raise ValueError(
-          f'{name}.convs must be 0: only streams with a token per video frame '
-          f'have convolutions, {", ".join(self.frame_streams()) or "none here"}.'
-        )
       if name != 'video' and stream.in_dim < 1:
         raise ValueError(
           f'{name}.in_dim must be the features of one {name} token.'
