@@ -110,9 +110,9 @@ class ObjectiveConfig:
     block: Sources whose scores are in memory at once, and recomputed at once in
       the backward pass.
     dtype: Of the features as they enter the scores; scores are float32.
-    nce: What computes the scores against all images: 'xla', or 'pallas' for
-      TPUs (interpreted and slow, on any device: 'pallas_interpret'); see
-      `ops.nce.against_all`.
+    nce: What computes the scores against all images: 'xla', 'pallas' for TPUs
+      or 'pallas_gpu' for NVIDIA GPUs (interpreted and slow, on any device:
+      'pallas_interpret', 'pallas_gpu_interpret'); see `ops.nce.against_all`.
   """
 
   tasks: tuple[str, ...] = ('1t5', '1t7', '5t5')
@@ -122,7 +122,13 @@ class ObjectiveConfig:
   temperature: float = 1.0
   block: int = 256
   dtype: Literal['float32', 'bfloat16'] = 'float32'
-  nce: Literal['xla', 'pallas', 'pallas_interpret'] = 'xla'
+  nce: Literal[
+    'xla',
+    'pallas',
+    'pallas_interpret',
+    'pallas_gpu',
+    'pallas_gpu_interpret',
+  ] = 'xla'
 
   def __post_init__(self):
     _check_choices(self)

@@ -4,7 +4,7 @@ import functools
 
 from jaxtyping import Array, Float
 
-from infomax_jax.ops.nce import chunked, pallas_tpu, reference
+from infomax_jax.ops.nce import chunked, pallas_gpu, pallas_tpu, reference
 from infomax_jax.ops.nce.plan import Kernels
 
 
@@ -31,8 +31,9 @@ def against_all(
     implementation: 'xla', any device and shape; 'pallas', TPU kernels that
       keep scores out of memory, for a clip of at most 40 and C a multiple of
       128, gradients of sources being summed over devices in their dtype;
-      'pallas_interpret', the same interpreted, on any device. Never replaced
-      by another one when it cannot run.
+      'pallas_interpret', the same interpreted, on any device; 'pallas_gpu' and
+      'pallas_gpu_interpret', likewise for NVIDIA GPUs. Never replaced by
+      another one when it cannot run.
 
   Returns:
     float32: log of the sum of exp(score) over j != i and l, for each i and k;
@@ -64,7 +65,20 @@ def _pallas(name, interpret):
   )
 
 
+def _pallas_gpu(name, interpret):
+  return Kernels(
+    name=name,
+    forward=functools.partial(pallas_gpu.forward, interpret=interpret),
+    backward=functools.partial(pallas_gpu.backward, interpret=interpret),
+    tile_limit=pallas_gpu.tile_limit,
+    rows=pallas_gpu.LANES,
+    lanes=pallas_gpu.LANES,
+  )
+
+
 KERNELS = {
   'pallas': _pallas('pallas', False),
   'pallas_interpret': _pallas('pallas_interpret', True),
+  'pallas_gpu': _pallas_gpu('pallas_gpu', False),
+  'pallas_gpu_interpret': _pallas_gpu('pallas_gpu_interpret', True),
 }
