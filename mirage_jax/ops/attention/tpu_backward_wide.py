@@ -151,7 +151,7 @@ def _add(
   # results are only added.
   waiting = None
   for start in range(0, q.shape[0], sub):
-    part = pl.ds(start, sub)
+    part = pl.ds(start, min(sub, q.shape[0] - start))
     weights(part)
     if waiting is not None:
       dks(waiting)

@@ -16,7 +16,8 @@ class Blocks:
   Attributes:
     q: Queries of a block.
     k: Keys of a block.
-    sub: Keys whose scores are held at a time; if `wide`, queries.
+    sub: Keys whose scores are held at a time; if `wide`, queries,
+      which need not divide `q`.
     transposed: Whether dk and dv are summed as [D bk], with the weights in the
       matrix unit: a 256-wide unit is half empty the other way, for D = 128.
     wide: Whether, for D = 128, `tpu_backward_wide` runs instead.
@@ -59,12 +60,12 @@ CHIPS = {
   'v5p': Chip(128, Blocks(1024, 1024, 1024), Blocks(1024, 1024, 1024)),
   'v6e': Chip(
     256,
-    Blocks(2048, 1024, 1024),
+    Blocks(2048, 3072, 512),
     Blocks(2048, 1024, 512, transposed=True, wide=True, vmem=100 * MIB),
   ),
   'tpu7x': Chip(
     256,
-    Blocks(2048, 1024, 1024, vmem=56 * MIB),
+    Blocks(2048, 3072, 512, vmem=56 * MIB),
     Blocks(2048, 1024, 512, transposed=True, wide=True, vmem=56 * MIB),
   ),
 }
@@ -130,17 +131,18 @@ def plan(name: str, rows: int, keys: int, dim: int, itemsize: int) -> Plan:
   keys, k_blocks = fit(keys, table.unit, [caps(b.k) for b in both])
   fitted = []
   for blocks, q, k in zip(both, q_blocks, k_blocks, strict=True):
+    wide = blocks.wide and dim == LANES
     # At least as many as the table's, so that a block of 7 units is not cut
     # into 7 parts.
-    blocks = dataclasses.replace(blocks, wide=blocks.wide and dim == LANES)
-    units = (q if blocks.wide else k) // table.unit
-    least = caps(blocks.sub) // table.unit
-    sub = min(
+    units, least = k // table.unit, caps(blocks.sub) // table.unit
+    sub = table.unit * min(
       n
       for n in range(1, units + 1)
       if units % n == 0 and n >= min(least, units)
     )
-    fitted.append(dataclasses.replace(blocks, q=q, k=k, sub=sub * table.unit))
+    if wide:  # Its last part may be smaller.
+      sub = min(caps(blocks.sub), q)
+    fitted.append(dataclasses.replace(blocks, q=q, k=k, sub=sub, wide=wide))
   return Plan(rows, keys, *fitted)
 
 

@@ -61,11 +61,17 @@ def kernel(states, q, k, v, mask, *refs, blocks, interpret):
 
   @pl.when(usual)
   def _():
-    # Unrolled: scores of the next keys while these are weighted.
+    # Scores of the next keys come before these are weighted, so that the
+    # matrix units need not wait for the others.
+    waiting = None
     for start in range(0, k.shape[0], blocks.sub):
       part = pl.ds(start, blocks.sub)
       p = jnp.exp2(product(k[part, :], q[...], (1, 1)))
-      _sum(v[part, :], p, acc, total, product)
+      _count(p, total)
+      if waiting is not None:
+        _weigh(v, *waiting, acc, product)
+      waiting = part, p.astype(v.dtype)
+    _weigh(v, *waiting, acc, product)
 
   @pl.when((state != NONE) & ~usual)
   def _():
@@ -84,11 +90,15 @@ def kernel(states, q, k, v, mask, *refs, blocks, interpret):
     out[...] = (acc[...] / sums).T.astype(out.dtype)
 
 
-def _sum(v, p, acc, total, product):
-  """Adds weights, and values by their weights."""
+def _count(p, total):
+  """Adds weights."""
   # Registers are added as they are; the 8 rows of one at the end.
   total[...] += jnp.sum(p.reshape(-1, SUBLANES, p.shape[1]), axis=0)
-  acc[...] += product(v.T, p.astype(v.dtype), (1, 0))
+
+
+def _weigh(v, part, p, acc, product):
+  """Adds values by their weights."""
+  acc[...] += product(v[part, :].T, p, (1, 0))
 
 
 def _add(q, k, v, mask, acc, total, top, unbounded, product, step, _):
@@ -109,7 +119,8 @@ def _add(q, k, v, mask, acc, total, top, unbounded, product, step, _):
   acc[...] *= scale
   # A query that has seen no key yet has its maximum at MASKED.
   p = jnp.exp2(s - jnp.maximum(now, MASKED / 2))
-  _sum(v[part, :], p, acc, total, product)
+  _count(p, total)
+  _weigh(v, part, p.astype(v.dtype), acc, product)
 
 
 def _grid(q, k, blocks):
