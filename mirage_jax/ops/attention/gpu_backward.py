@@ -99,20 +99,69 @@ def keys_kernel(*refs, keys: int, blocks: Blocks, interpret: bool) -> None:
   store(dv, sums[1], here)
 
 
-def _call(
-  kernel, name, out_shape, grid, in_specs, out_specs, blocks, **options
-):
+def _call(kernel, blocks, **options):
+  """A `pallas_call` of a kernel with its static arguments in `options`."""
+  interpret = options['interpret']
+  call = {
+    name: options.pop(name)
+    for name in ('name', 'out_shape', 'grid', 'in_specs', 'out_specs')
+  }
   return pl.pallas_call(
     functools.partial(kernel, blocks=blocks, **options),
-    out_shape=out_shape,
-    grid=grid,
-    in_specs=in_specs,
-    out_specs=out_specs,
     compiler_params=plgpu.CompilerParams(
       num_warps=blocks.warps, num_stages=blocks.stages
     ),
-    interpret=options['interpret'],
-    name=name,
+    interpret=interpret,
+    **call,
+  )
+
+
+def _like(x):
+  return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _queries(q, k, v, used, do, lse, delta, blocks, interpret):
+  (batch, rows, heads, dim), keys = q.shape, k.shape[1]
+  table = gpu_forward.tables(used, batch, keys, blocks.k)
+  spec = gpu_forward.specs(blocks.q, dim, keys)
+  own, row, whole, sample = (
+    spec[name] for name in ('block', 'row', 'all', 'sample')
+  )
+  call = _call(
+    queries_kernel,
+    blocks,
+    rows=rows,
+    interpret=interpret,
+    name='attention_queries',
+    out_shape=_like(q),
+    grid=(pl.cdiv(rows, blocks.q), heads, batch),
+    in_specs=[
+      *(sample(table.shape[1]), sample(keys)),
+      *(own, own, row, row, whole, whole),
+    ],
+    out_specs=own,
+  )
+  numbers = gpu_forward.as_numbers(used, batch, keys)
+  return call(table, numbers, q, do, lse, delta, k, v)
+
+
+def _keys(q, k, v, used, do, lse, delta, blocks, interpret):
+  (batch, rows, heads, dim), keys = q.shape, k.shape[1]
+  spec = gpu_forward.specs(blocks.k, dim, rows)
+  own, row, whole = (spec[name] for name in ('block', 'all_rows', 'all'))
+  call = _call(
+    keys_kernel,
+    blocks,
+    keys=keys,
+    interpret=interpret,
+    name='attention_keys',
+    out_shape=(_like(k), _like(v)),
+    grid=(pl.cdiv(keys, blocks.k), heads, batch),
+    in_specs=[spec['some'], whole, whole, row, row, own, own],
+    out_specs=(own, own),
+  )
+  return call(
+    gpu_forward.as_numbers(used, batch, keys), q, do, lse, delta, k, v
   )
 
 
@@ -147,38 +196,6 @@ def attention_vjp(
   Returns:
     Gradients of queries, keys and values, 0 for masked keys.
   """
-  (batch, rows, heads, dim), keys = q.shape, k.shape[1]
-  like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
-  numbers = gpu_forward.as_numbers(used, batch, keys)
-  blocks = plan.queries
-  table = gpu_forward.tables(used, batch, keys, blocks.k)
-  spec = gpu_forward.specs(blocks.q, dim, keys)
-  own, row, whole, sample = (
-    spec[name] for name in ('block', 'row', 'all', 'sample')
-  )
-  dq = _call(
-    queries_kernel,
-    'attention_queries',
-    like(q),
-    (pl.cdiv(rows, blocks.q), heads, batch),
-    [sample(table.shape[1]), sample(keys), own, own, row, row, whole, whole],
-    own,
-    blocks,
-    rows=rows,
-    interpret=interpret,
-  )(table, numbers, q, do, lse, delta, k, v)
-  blocks = plan.keys
-  spec = gpu_forward.specs(blocks.k, dim, rows)
-  own, whole, row = (spec[name] for name in ('block', 'all', 'all_rows'))
-  dk, dv = _call(
-    keys_kernel,
-    'attention_keys',
-    (like(k), like(v)),
-    (pl.cdiv(keys, blocks.k), heads, batch),
-    [spec['some'], whole, whole, row, row, own, own],
-    (own, own),
-    blocks,
-    keys=keys,
-    interpret=interpret,
-  )(numbers, q, do, lse, delta, k, v)
-  return dq, dk, dv
+  args = q, k, v, used, do, lse, delta
+  dq = _queries(*args, plan.queries, interpret)
+  return dq, *_keys(*args, plan.keys, interpret)
