@@ -20,7 +20,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from launch import atomic
+from launch import atomic, encoder_sources
 from launch.errors import UserError
 import mirage_jax
 from mirage_jax import config as config_lib, distil, lora
@@ -43,7 +43,8 @@ class Bundle:
       (MirageConfig's fields), and `data` (what the model was trained on: `size`,
       rows and columns of a frame, and, with a DiT, `num_chunks`, `text_length`
       and `past` of data.LatentConfig). A distilled transformer has `sigmas`,
-      the only noise levels it knows.
+      the only noise levels it knows; one of encoders' features `encoders`, see
+      `encoder_sources.Sources`.
     vae: Parameters of the VAE, float32.
     stats: 'mean' and 'std' [C] of its latents.
     dit: Parameters of the transformer, float32, or None.
@@ -55,16 +56,24 @@ class Bundle:
   dit: Any = None
 
 
-def join(vae: Bundle, config: Mapping[str, Any], params: Any) -> Bundle:
+def join(
+  vae: Bundle,
+  config: Mapping[str, Any],
+  params: Any,
+  features: str | os.PathLike | None = None,
+) -> Bundle:
   """A transformer's parameters with the VAE that made its latents.
 
   Args:
     vae: a bundle; a transformer in it is left out.
     config: of the transformer's run, see `configs/mirage/grid.py`.
     params: the transformer's.
+    features: folder of `launch.features` that it was trained on, if it was and
+      config.data.train is no longer there.
 
   Raises:
-    UserError: the VAE makes latents of another shape.
+    UserError: the VAE makes latents of another shape, or nothing tells which
+      encoders made the features that the transformer takes.
   """
   cfg = config_lib.build(VaeConfig, vae.config['vae'])
   grid = vae.config['data']['size'] // cfg.space_factor
@@ -84,6 +93,9 @@ def join(vae: Bundle, config: Mapping[str, Any], params: Any) -> Bundle:
       **{name: config['data'][name] for name in WINDOW},
     },
   } | own_sigmas(config)
+  sources = encoder_sources.of_run(config, features)
+  if sources != encoder_sources.Sources():
+    about['encoders'] = dataclasses.asdict(sources)
   return Bundle(about, vae.vae, vae.stats, params)
 
 
@@ -94,6 +106,12 @@ def own_sigmas(config: Mapping[str, Any]) -> dict[str, list[float]]:
   cfg = config_lib.build(distil.DistilConfig, config['distil'])
   path = config_lib.build(config_lib.FlowConfig, config['flow'])
   return {'sigmas': distil.student_sigmas(cfg, path).tolist()}
+
+
+def relocated(bundle: Bundle, places: encoder_sources.Places) -> Bundle:
+  """With its encoders in other places; see `encoder_sources.moved`."""
+  moved = encoder_sources.moved(bundle.config, places)
+  return dataclasses.replace(bundle, config=moved)
 
 
 def average(bundle: Bundle, others: Mapping[str, Bundle]) -> Bundle:

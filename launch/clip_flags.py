@@ -4,7 +4,7 @@ import pathlib
 
 from absl import flags
 
-from launch import bundle, evaluation
+from launch import bundle, encoder_flags, evaluation
 from launch.errors import UserError
 
 
@@ -27,6 +27,7 @@ class ClipFlags:
     self._checkpoint = flags.DEFINE_string(
       'checkpoint', str(bundle.DEFAULT), 'a bundle; the shipped one if unset'
     )
+    self._encoders = encoder_flags.EncoderFlags()
     self._data = flags.DEFINE_string(
       'data', None, 'folder of video files with sound'
     )
@@ -60,7 +61,8 @@ class ClipFlags:
 
   def weights(self) -> bundle.Bundle:
     """The model."""
-    return bundle.load(self.checkpoint)
+    loaded = bundle.load(self.checkpoint)
+    return bundle.relocated(loaded, self._encoders.places)
 
   @property
   def checkpoint(self) -> str:

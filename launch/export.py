@@ -10,6 +10,9 @@ then the transformer together with the VAE it was trained on:
   python -m launch.export --workdir runs/dit --vae vae.safetensors \
       --out mirage.safetensors
 
+(of a run on features of encoders, launch.features has left with them which
+encoders those were; --features says where if they have moved since).
+
 A run that went on from another's weights often does better on new clips as the
 mean of both: --average=EARLIER.safetensors.
 
@@ -56,6 +59,12 @@ _CLIPS = flags.DEFINE_string(
 )
 _NUM_CLIPS = flags.DEFINE_integer('num_clips', 50, 'how many of them', 1)
 _VAE = flags.DEFINE_string('vae', None, "for a transformer: its VAE's bundle")
+_FEATURES = flags.DEFINE_string(
+  'features',
+  None,
+  'for a transformer trained on features of launch.features: their folder, if '
+  'it is no longer where the run had it',
+)
 _AVERAGE = flags.DEFINE_multi_string(
   'average', [], 'for a transformer: bundles to take the mean with'
 )
@@ -146,7 +155,7 @@ def from_workdir(workdir: str, step: int | None) -> bundle_lib.Bundle:
     raise UserError('a transformer needs --vae=BUNDLE, its VAE')
   vae = bundle_lib.load(_VAE.value)
   _, params = changes_lib.transformer(workdir, step)
-  made = bundle_lib.join(vae, config, params)
+  made = bundle_lib.join(vae, config, params, _FEATURES.value)
   others = {name: bundle_lib.load(name) for name in _AVERAGE.value}
   return bundle_lib.average(made, others)
 

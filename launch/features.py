@@ -18,29 +18,30 @@ How they are projected is learned: train on OUT with
   --config.model.text_vocab=0 --config.data.text_length=256
 
 (width of the encoder times the number of layers; width of the text encoder).
+OUT/encoders.json tells which encoders those were: launch.export takes it into
+the bundle, and whoever samples computes the same features with them.
 
 Run the same command again after a kill: it continues, and the result is the
 same to the byte.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import os
 import pathlib
 import sys
 from typing import Any
 import zlib
 
 from absl import app, flags
-from flax import traverse_util
-import jax
 from jaxtyping import Float
 import numpy as np
 
-from launch import convert_ours, encode, shards, tokenizer, workers
+from launch import encode, encoder_sources, encoders, shards, workers
+from launch.encoder_sources import Sources
+from launch.encoders import half
 from launch.errors import UserError, one_line
-from mirage_jax import audio, augment, config as config_lib
-from mirage_jax.encoders import frames, t5, wav2vec2, whisper
-
-KNOWN = 64  # Captions whose features are kept.
+from mirage_jax import audio, augment
 
 _DATA = flags.DEFINE_string('data', None, 'folder of latents shards')
 _CLIPS = flags.DEFINE_string(
@@ -75,17 +76,38 @@ def main(_: list[str]) -> None:
       missing = missing or ['speech or --text']
       raise UserError(f'--{" and --".join(missing)} needed; see --help')
     data = pathlib.Path(_DATA.value)
-    paths, sizes, manifest = inputs(data)
+    made_by = sources()
+    paths, sizes, manifest = inputs(data, made_by)
     folder = shards.ShardFolder(_OUT.value, manifest, len(paths))
+    about = folder.path / encoder_sources.FILE
+    shards.write_json(about, dataclasses.asdict(made_by))
     if missing := folder.missing():
-      make(folder, paths, sizes, missing)
+      make(folder, paths, sizes, missing, made_by)
     report = folder.finish()
     state = 'ready' if missing else 'was ready; nothing to do'
     print(f'{folder.path}: {report["clips"]} clips, {state}')
 
 
+def sources() -> Sources:
+  """The encoders that the flags ask for; UserError if they are none."""
+  speech = text = None
+  if _SPEECH.value:
+    finished(pathlib.Path(_CLIPS.value), 'clips')
+    made = shards.read_json(pathlib.Path(_CLIPS.value) / 'manifest.json')
+    speech = encoders.speech_source(
+      os.path.abspath(_SPEECH.value), _LAYERS.value, made['max_seconds']
+    )
+  if _TEXT.value:
+    text = encoders.text_source(
+      os.path.abspath(_TEXT.value),
+      os.path.abspath(_TOKENIZER.value),
+      _LENGTH.value,
+    )
+  return Sources(speech, text)
+
+
 def inputs(
-  data: pathlib.Path,
+  data: pathlib.Path, made_by: Sources
 ) -> tuple[list[pathlib.Path], list[int], dict[str, Any]]:
   """The shards of --data, their clips, and all that the result depends on.
 
@@ -95,17 +117,16 @@ def inputs(
   paths, report = finished(data, 'latents')
   manifest: dict[str, Any] = {'stage': 'features'}
   manifest |= {'latents': encode.file_hash(data / 'manifest.json')}
-  if _SPEECH.value:
+  if made_by.speech:
     clips = pathlib.Path(_CLIPS.value)
-    finished(clips, 'clips')
     made_of = shards.read_json(data / 'manifest.json').get('clips')
     if encode.file_hash(clips / 'manifest.json') != made_of:
       raise UserError(f'{clips}: are not the clips that {data} was made of')
-    manifest |= {'speech': weights_hash(_SPEECH.value)}
+    manifest |= {'speech': made_by.speech.digest}
     manifest |= {'layers': _LAYERS.value, 'voices': _VOICES.value}
-  if _TEXT.value:
-    manifest |= {'text': weights_hash(_TEXT.value)}
-    manifest |= {'text_length': _LENGTH.value}
+  if made_by.text:
+    manifest |= {'text': made_by.text.digest, 'text_length': _LENGTH.value}
+    manifest |= {'tokenizer': made_by.text.tokenizer_digest}
   return paths, [report['per_shard'][p.name] for p in paths], manifest
 
 
@@ -128,26 +149,16 @@ def finished(
   return sorted(folder.glob('*.array_record')), report
 
 
-def weights_hash(folder: str) -> str:
-  """UserError if `launch.convert` has not finished the folder."""
-  path = pathlib.Path(folder) / 'manifest.json'
-  if not path.exists():
-    raise UserError(f'{folder}: is no folder that launch.convert wrote')
-  return encode.file_hash(path)
-
-
 def make(
   folder: shards.ShardFolder,
   paths: Sequence[pathlib.Path],
   sizes: Sequence[int],
   missing: Sequence[int],
+  made_by: Sources,
 ) -> None:
   """Writes the shards that are missing."""
-  speech = text = None
-  if _SPEECH.value:
-    speech = speech_encoder(_SPEECH.value, _LAYERS.value)
-  if _TEXT.value:
-    text = TextEncoder(_TEXT.value, _TOKENIZER.value, _LENGTH.value)
+  speech = encoders.load_speech(made_by.speech) if made_by.speech else None
+  text = encoders.TextEncoder(made_by.text) if made_by.text else None
 
   def task(index):
     path = paths[index]
@@ -162,7 +173,7 @@ def outcomes(
   path: pathlib.Path,
   waves: Mapping[str, Float[np.ndarray, '_']],
   speech: audio.AudioFeatures | None,
-  text: 'TextEncoder | None',
+  text: encoders.TextEncoder | None,
   voices: int,
 ) -> Iterator[shards.Outcome]:
   """One record for each of a latents shard.
@@ -185,93 +196,12 @@ def outcomes(
           rng = np.random.default_rng([zlib.crc32(clip.encode()), variant])
           wave = augment.augment_wave(wave, rng, others)
         tokens.append(speech(wave, int(record['num_frames'])))
-      record['audio'] = half(np.stack(tokens), clip)
+      record['audio'] = half(np.stack(tokens), f'clip {clip}')
       record['front_end'] = np.array('speech encoder')
     if text is not None:
-      record['text'] = half(text(str(record['caption'])), clip)
+      record['text'] = text(str(record['caption']))
     yield shards.Outcome(clip, record)
     workers.advance()
-
-
-def half(values: np.ndarray, clip: str) -> Float[np.ndarray, '*n']:
-  """float16, of which no more is kept; UserError if it cannot hold them."""
-  with np.errstate(over='ignore'):
-    small = np.asarray(values, np.float16)
-  if not np.isfinite(small).all():
-    raise UserError(
-      f'clip {clip}: features up to {np.abs(values).max():.3g} do not fit '
-      'float16; take the last layer, or other weights'
-    )
-  return small
-
-
-def speech_encoder(folder: str, layers: Sequence[str]) -> audio.AudioFeatures:
-  """The front end that converted weights make.
-
-  Raises:
-    UserError: they are of no speech encoder, or it has no such layer.
-  """
-  config, params = weights(folder)
-  kinds = {
-    'wav2vec2': (wav2vec2.Wav2Vec2Config, frames.Wav2Vec2Features),
-    'whisper': (whisper.WhisperConfig, frames.WhisperFeatures),
-  }
-  name = next((kind for kind in kinds if kind in config), None)
-  if name is None:
-    raise UserError(f'--speech={folder}: is no speech encoder')
-  make_config, front_end = kinds[name]
-  cfg = config_lib.build(make_config, config[name])
-  allowed = ['last', *map(str, range(cfg.depth + 1))]
-  if wrong := [layer for layer in layers if layer not in allowed]:
-    raise UserError(
-      f'--layers={",".join(layers)}: {wrong[0]!r} is none of last, 0 ... '
-      f'{cfg.depth}'
-    )
-  picked = tuple(None if x == 'last' else int(x) for x in layers)
-  return front_end(cfg, params, picked)
-
-
-class TextEncoder:
-  """Captions to features; one that comes again soon is not encoded again."""
-
-  def __init__(self, folder: str, tokens: str, length: int):
-    """Raises UserError for weights or a tokenizer that are none."""
-    config, self._params = weights(folder)
-    if 't5' not in config:
-      raise UserError(f'--text={folder}: is no T5')
-    self._cfg = config_lib.build(t5.T5Config, config['t5'])
-    self._length, self._where = length, tokens
-    self._tokens = tokenizer.load(tokens)
-    self._known: dict[str, np.ndarray] = {}
-    self._apply = jax.jit(t5.T5Encoder(self._cfg).apply)
-
-  def __call__(self, caption: str) -> Float[np.ndarray, 'L Ct']:
-    """Features of the caption's first tokens, of which there are any number."""
-    if caption not in self._known:
-      ids = np.array(self._tokens(caption)[: self._length], np.int32)
-      if ids.max(initial=0) >= self._cfg.vocab or ids.min(initial=0) < 0:
-        raise UserError(
-          f'{self._where}: gives id {ids.max()} of {self._cfg.vocab}: it is of '
-          'another checkpoint'
-        )
-      count = len(ids)
-      ids = np.pad(ids, (0, self._length - count))
-      mask = np.arange(self._length) < count
-      features, _ = self._apply({'params': self._params}, ids[None], mask[None])
-      if len(self._known) >= KNOWN:
-        self._known.pop(next(iter(self._known)))
-      self._known[caption] = np.asarray(features[0, :count], np.float32)
-    return self._known[caption]
-
-
-def weights(folder: str) -> tuple[Mapping[str, Any], Any]:
-  """Config and parameters of what `launch.convert` wrote, on the device."""
-  arrays = convert_ours.open_arrays(folder)
-  flat = {
-    tuple(path.split('/')[1:]): jax.device_put(arrays.get(path, None))
-    for path in arrays.specs
-  }
-  return arrays.config, traverse_util.unflatten_dict(flat)
 
 
 def _waves(path):

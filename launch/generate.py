@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 import numpy as np
 
 from launch.bundle import Bundle
+from launch.conditions import Conditions
 from launch.draw import draw
 from launch.errors import UserError
 from launch.settings import PLAIN, USUAL, Settings, check_distilled
@@ -24,9 +25,7 @@ from mirage_jax import (
   latents as latents_lib,
   quantise,
   rope,
-  text as text_lib,
 )
-from mirage_jax.audio import LogMel
 from mirage_jax.dit import Mirage
 from mirage_jax.vae import CHUNK, Vae, VaeConfig
 
@@ -46,8 +45,9 @@ class Generator:
     quantised: 'none', or a scheme of `mirage_jax.quantise`.
 
   Raises:
-    UserError: the bundle has no transformer, or not one for speech; or its
-      matmuls cannot be quantised so.
+    UserError: the bundle has no transformer, or not one for speech; the
+      encoder that it hears through is not there; or its matmuls cannot be
+      quantised so.
   """
 
   def __init__(
@@ -63,15 +63,11 @@ class Generator:
     try:
       vae = config_lib.build(VaeConfig, bundle.config['vae'])
       model = config_lib.build(config_lib.MirageConfig, bundle.config['dit'])
+      self._conditions = Conditions(model, bundle.config, name)
     except ValueError as error:
       raise UserError(
         f'{name}: its config is of another version ({error}); export it again'
       ) from error
-    if model.audio is None or model.audio.in_dim != LogMel.dim:
-      raise UserError(
-        f'{name}: does not take {LogMel.dim} log-mel features of sound; give '
-        'a checkpoint that was trained on them'
-      )
     self._bundle = bundle
     self._vae, self._model = Vae(vae), Mirage(model)
     # Once: as numpy arrays they would go to the device at every step.
@@ -84,7 +80,6 @@ class Generator:
         )
       except (ImportError, ValueError) as error:
         raise UserError(f'--quantise={quantised}: {error}') from error
-    self._features = LogMel()
     # A distilled transformer's noise levels, or None.
     self._sigmas = bundle.config.get('sigmas')
 
@@ -145,15 +140,17 @@ class Generator:
       wave: the sound, 16 kHz mono; the last frame is the one in which it ends.
       image: the face to animate, of this bundle's size; None leaves the
         appearance to the text and the voice.
-      text: a caption of up to `text_length` bytes; '' for none.
+      text: a caption, of up to `text_length` bytes, or of the tokens of a text
+        encoder; '' for none.
       settings: how to sample.
       progress: called after every step.
-      stage: entered with 'sample' and 'decode' around each.
+      stage: entered with 'encode' around what encoders make of the sound and
+        the texts, then with 'sample' and 'decode' around each window's.
 
     Raises:
       UserError: the wave is empty, the image has another size, the model takes
-        no text or not so much, or is distilled and takes other steps. At once,
-        before the first window.
+        no text or not so much, or reads through an encoder that is not there,
+        or is distilled and takes other steps. At once, before the first window.
     """
     starts = self._starts(len(wave))
     if not starts:
@@ -163,28 +160,17 @@ class Generator:
         f'the image is {image.shape[1]} x {image.shape[0]}, the model makes '
         f'{self.size} x {self.size}: crop the face to that'
       )
-    self._check_text('--text', text)
+    self._conditions.check_text('--text', text)
     self._check(settings)
     return self._windows(wave, starts, image, text, settings, progress, stage)
 
   @property
   def text_length(self) -> int:
-    """Bytes of text that the model reads; 0 if it takes none."""
-    if not self._model.cfg.text_vocab:
-      return 0
-    return self._bundle.config['data']['text_length']
-
-  def _check_text(self, flag, text):
-    if text and not self.text_length:
-      raise UserError(f'{flag}: this checkpoint takes no text; leave it out')
-    if (length := len(text.encode())) > self.text_length:
-      raise UserError(
-        f'{flag}: has {length} bytes, this checkpoint reads {self.text_length}; '
-        'shorten it'
-      )
+    """Bytes of text that the model reads; see `Conditions`."""
+    return self._conditions.text_length
 
   def _check(self, settings):
-    self._check_text('--negative_text', settings.negative_text)
+    self._conditions.check_text('--negative_text', settings.negative_text)
     if self.own_steps:
       check_distilled(settings, self.own_steps)
     depth = self._model.cfg.depth
@@ -213,7 +199,9 @@ class Generator:
     self, wave, starts, image, text, settings, progress, stage
   ) -> Iterator[np.ndarray]:
     left, size = num_frames(len(wave)), self.window_frames
-    tokens = self._features(wave, starts[-1] * CHUNK + size)
+    with stage('encode'):
+      tokens = self._conditions.sound(wave, starts[-1] * CHUNK + size)
+      self._conditions.learn([text, settings.negative_text])
     root, anchor = jax.random.key(settings.seed), None
     chunk, recent = self._vae.cfg.num_latents(CHUNK), Recent(self._memory)
     for index, start in enumerate(starts):
@@ -262,18 +250,16 @@ class Generator:
       audio=audio,
       audio_mask=np.ones(len(audio), bool),
     )
-    if self._model.cfg.text_vocab:
-      length = window['text_length']
-      cond['text'], cond['text_mask'] = text_lib.byte_ids(text, length)
+    if self.text_length:
+      cond['text'], cond['text_mask'] = self._conditions.text(text)
     return {k: jnp.asarray(v)[None] for k, v in cond.items()}
 
   def _negative(self, text):
     if not text:
       return {}
-    length = self._bundle.config['data']['text_length']
-    ids, mask = text_lib.byte_ids(text, length)
+    words, mask = self._conditions.text(text)
     return {
-      'negative_text': jnp.asarray(ids)[None],
+      'negative_text': jnp.asarray(words)[None],
       'negative_text_mask': jnp.asarray(mask)[None],
     }
 

@@ -56,7 +56,15 @@ from typing import BinaryIO
 
 from absl import app, flags
 
-from launch import generate, guidance_flags, programs, script, speech, talk
+from launch import (
+  encoder_flags,
+  generate,
+  guidance_flags,
+  programs,
+  script,
+  speech,
+  talk,
+)
 from launch.errors import UserError, one_line
 from launch.stopwatch import Stopwatch
 from mirage_jax.audio import RATE
@@ -107,6 +115,7 @@ _PROGRAMS = flags.DEFINE_string(
 _MANIFEST = flags.DEFINE_string('manifest', None, 'JSON lines, a video each')
 _SEED = flags.DEFINE_integer('seed', 0, 'of the noise')
 _SAMPLING = guidance_flags.SamplingFlags()
+_ENCODERS = encoder_flags.EncoderFlags()
 
 
 def main(_: list[str]) -> None:
@@ -119,7 +128,7 @@ def main(_: list[str]) -> None:
     live = open_stream(stack)
     programs.keep(_PROGRAMS.value)
     generator = talk.load_generator(
-      _CHECKPOINT.value, _VAE.value, _SAMPLING.quantised
+      _CHECKPOINT.value, _VAE.value, _SAMPLING.quantised, _ENCODERS.places
     )
     settings = _SAMPLING.settings(_SEED.value, generator.own_steps)
     if _REQUEST.value:

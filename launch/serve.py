@@ -26,7 +26,7 @@ from typing import Any
 
 from absl import app, flags
 
-from launch import programs, script, speech, talk
+from launch import encoder_flags, programs, script, speech, talk
 from launch.errors import UserError, one_line
 from launch.serve_jobs import Board, Limits
 
@@ -70,6 +70,7 @@ _KEEP_MINUTES = flags.DEFINE_float(
 _PATIENCE = flags.DEFINE_float(
   'patience', Limits.patience, 'seconds until a silent client has left', 1
 )
+_ENCODERS = encoder_flags.EncoderFlags()
 
 
 def main(_: list[str]) -> None:
@@ -78,7 +79,9 @@ def main(_: list[str]) -> None:
     engine = speech.get_engine(_ENGINE.value)
     endpoint = script.get_endpoint(_ENDPOINT.value, _SCRIPT_MODEL.value)
     programs.keep(_PROGRAMS.value)
-    generator = talk.load_generator(_CHECKPOINT.value, _VAE.value)
+    generator = talk.load_generator(
+      _CHECKPOINT.value, _VAE.value, places=_ENCODERS.places
+    )
     folder = pathlib.Path(tempfile.mkdtemp(prefix='mirage-serve-'))
     try:
       board, app_ = build(generator, engine, read_limits(), folder, endpoint)

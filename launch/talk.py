@@ -12,6 +12,7 @@ import numpy as np
 
 from launch import (
   bundle,
+  encoder_sources,
   faces,
   generate,
   media,
@@ -50,6 +51,7 @@ def load_generator(
   path: str | os.PathLike | None,
   vae: str | os.PathLike | None = None,
   quantised: str = quantise.NONE,
+  places: encoder_sources.Places = encoder_sources.AS_RECORDED,
 ) -> generate.Generator:
   """The shipped model, a bundle, or the latest average of a workdir.
 
@@ -57,6 +59,7 @@ def load_generator(
     path: None, a file of `launch.export`, or a workdir of `launch.train`.
     vae: for a workdir, the bundle of its autoencoder; None is the shipped one.
     quantised: see `Generator`.
+    places: where its encoders lie, if not where they were in training.
 
   Raises:
     UserError: nothing usable there.
@@ -65,7 +68,8 @@ def load_generator(
     if vae:
       raise UserError('--vae goes with a workdir; a bundle has its own VAE')
     path = path or bundle.DEFAULT
-    return generate.Generator(bundle.load(path), str(path), quantised)
+    made = bundle.relocated(bundle.load(path), places)
+    return generate.Generator(made, str(path), quantised)
   from launch import changes  # Brings Orbax, and Grain, which take a second.
 
   config, params = changes.transformer(path)
@@ -78,6 +82,7 @@ def load_generator(
     joined = bundle.join(bundle.load(vae or bundle.DEFAULT), config, params)
   except UserError as error:
     raise UserError(f'--vae: {error}') from error
+  joined = bundle.relocated(joined, places)
   return generate.Generator(joined, str(path), quantised)
 
 

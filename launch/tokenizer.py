@@ -7,6 +7,26 @@ import pathlib
 from launch.errors import UserError
 
 
+def find(path: str | os.PathLike) -> pathlib.Path:
+  """The file of a tokenizer: itself, or one in the folder.
+
+  Raises:
+    UserError: there is none.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    names = ('spiece.model', 'tokenizer.json')
+    found = [path / name for name in names if (path / name).exists()]
+    if not found:
+      raise UserError(f'{path}: has neither {" nor ".join(names)}')
+    return found[0]
+  if not path.exists():
+    raise UserError(
+      f'{path}: no such file; give spiece.model of the checkpoint'
+    )
+  return path
+
+
 def load(path: str | os.PathLike) -> Callable[[str], list[int]]:
   """A tokenizer whose ids end with the end of the text, as T5 wants them.
 
@@ -17,17 +37,7 @@ def load(path: str | os.PathLike) -> Callable[[str], list[int]]:
   Raises:
     UserError: there is none, or it is damaged.
   """
-  path = pathlib.Path(path)
-  if path.is_dir():
-    names = ('spiece.model', 'tokenizer.json')
-    found = [path / name for name in names if (path / name).exists()]
-    if not found:
-      raise UserError(f'{path}: has neither {" nor ".join(names)}')
-    path = found[0]
-  if not path.exists():
-    raise UserError(
-      f'{path}: no such file; give spiece.model of the checkpoint'
-    )
+  path = find(path)
   try:
     if path.suffix == '.json':
       return _json(path)

@@ -20,6 +20,24 @@ def window_starts(num_chunks: int, size: int) -> list[int]:
   return [*range(0, last, size), last]
 
 
+def overlapping(
+  count: int, size: int, overlap: int
+) -> list[tuple[int, int, int]]:
+  """Stretches of `size` that cover so many frames; none ends late.
+
+  Returns:
+    For each its first frame, and the first and the end of those that are taken
+    from it: joints lie in the middle of what two share.
+  """
+  last = max(count - size, 0)
+  starts = [*range(0, last, size - overlap), last]
+  joints = [
+    (before + size + after) // 2
+    for before, after in zip(starts, starts[1:], strict=False)
+  ]
+  return list(zip(starts, [0, *joints], [*joints, count], strict=True))
+
+
 class Recent:
   """The last latents of a video that grows: its length costs no memory."""
 

@@ -203,10 +203,7 @@ def _text(record, length):
   """Features of the caption, padded with zeros, or ids of its bytes."""
   if 'text' not in record:
     return text.byte_ids(str(record['caption']), length)
-  found = record['text'][:length]
-  words = np.zeros((length, found.shape[1]), np.float32)
-  words[: len(found)] = found
-  return words, np.arange(length) < len(found)
+  return text.pad(record['text'], length)
 
 
 def _pick_offset(record, rng, num_chunks):

@@ -1,6 +1,6 @@
-"""Prompts as bytes, for models small enough to learn letters themselves."""
+"""Prompts as bytes, for models small enough to learn letters; or as features."""
 
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 import numpy as np
 
 VOCAB = 256
@@ -14,3 +14,13 @@ def byte_ids(
   ids = np.zeros(length, np.int32)
   ids[: len(data)] = data
   return ids, np.arange(length) < len(data)
+
+
+def pad(
+  features: Float[np.ndarray, '_ Ct'], length: int
+) -> tuple[Float[np.ndarray, 'L Ct'], Bool[np.ndarray, 'L']]:
+  """Features of a text's tokens, cut or padded to `length`, and their mask."""
+  found = features[:length]
+  padded = np.zeros((length, found.shape[1]), np.float32)
+  padded[: len(found)] = found
+  return padded, np.arange(length) < len(found)

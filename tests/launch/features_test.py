@@ -1,4 +1,4 @@
-"""Shards with an encoder's features: the right numbers, and trained on."""
+"""Shards with an encoder's features: the right numbers, trained on, sampled."""
 
 import functools
 import io
@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import sentencepiece
+import soundfile
 import tokenizers
 
-from launch import encode, loop, shards, tokenizer
+from launch import encode, loop, media, shards, talk, tokenizer
 from launch.errors import UserError
 from mirage_jax import data, experiment
 from mirage_jax.encoders import names, t5, t5_names, wav2vec2, wav2vec2_names
@@ -27,13 +28,15 @@ SPEECH = wav2vec2.Wav2Vec2Config(
 TEXT = t5.T5Config(16, 2, 2, 12, head_dim=4, vocab=40)
 CAPTIONS = ('blue wall', 'a man in front of a red wall', '', 'blue wall')
 LENGTHS = (60, 50, 75, 52)
+LENGTH = 12  # Tokens of a caption.
 
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
   """What `launch.prepare` leaves: clips, and latents of them, in two shards."""
   top = tmp_path_factory.mktemp('prepared')
-  clips = shards.ShardFolder(top / 'clips', {'stage': 'clips'}, 2)
+  about = {'stage': 'clips', 'max_seconds': 10.0}
+  clips = shards.ShardFolder(top / 'clips', about, 2)
   about = {'stage': 'latents'}
   about |= {'clips': encode.file_hash(top / 'clips/manifest.json')}
   latents = shards.ShardFolder(top / 'latents', about, 2)
@@ -119,7 +122,7 @@ def command(folders, encoders, pieces):
   run = Binary('features')
   values = dict(data=folders / 'latents', clips=folders / 'clips')
   values |= dict(speech=weights / 'wav2vec2', text=weights / 't5')
-  values |= dict(tokenizer=pieces, text_length=8, layers='1,last', voices=2)
+  values |= dict(tokenizer=pieces, text_length=LENGTH, layers='1,last', voices=2)
 
   def call(out, **changes):
     changed = values | changes
@@ -178,7 +181,10 @@ def test_text_is_that_of_the_caption_alone(made, encoders, pieces):
   processor = sentencepiece.SentencePieceProcessor(model_file=str(pieces))
   apply = jax.jit(t5.T5Encoder(TEXT).apply)
   for record, caption in zip(records(made), CAPTIONS, strict=True):
-    ids = [*processor.encode(caption), 1][:8]
+    if not caption:
+      assert record['text'].shape == (0, 16)
+      continue
+    ids = [*processor.encode(caption), 1][:LENGTH]
     want, _ = apply({'params': params['t5']}, np.array([ids], np.int32))
     assert record['text'].shape == (len(ids), 16)
     np.testing.assert_allclose(record['text'], want[0], atol=4e-3)
@@ -204,7 +210,7 @@ def test_work_goes_on_to_the_same_bytes(command, made, capsys):
 def config(folder):
   model = tiny.DIT | {'text_vocab': 0, 'text': tiny.DIT['text']}
   model['audio'] = dict(width=16, mlp_dim=32, in_dim=16)
-  source = dict(train=str(folder), eval=str(folder), **tiny.WINDOW)
+  source = tiny.WINDOW | dict(train=str(folder), eval=str(folder))
   return dict(
     experiment='mirage_jax.experiment',
     seed=0,
@@ -218,7 +224,7 @@ def config(folder):
     keep_every=0,
     mesh=dict(data=-1, fsdp=1, context=1, tensor=1),
     latent_size=(2, 2),
-    data=source | {'augment': True},
+    data=source | {'augment': True, 'text_length': LENGTH},
     model=model,
     flow=dict(schedule='uniform'),
     optimizer=dict(learning_rate=1e-3),
@@ -250,11 +256,69 @@ def test_features_are_not_taken_for_mels(made):
     assert same[0].all() or same[1].all()
 
 
-def test_training_runs_on_features(made, tmp_path):
-  state = loop.train(config(made), tmp_path / 'run')
+@pytest.fixture(scope='module')
+def bundle_file(made, tiny_file, tmp_path_factory):
+  """Trained on the features, then exported."""
+  from tests.launch.binary import Binary
+
+  top = tmp_path_factory.mktemp('trained')
+  state = loop.train(config(made), top / 'run')
   assert int(state.step) == 2
-  lines = (tmp_path / 'run/metrics.jsonl').read_text().splitlines()
+  lines = (top / 'run/metrics.jsonl').read_text().splitlines()
   assert all(np.isfinite(json.loads(x).get('loss', 0)) for x in lines)
+  out = top / 'mirage.safetensors'
+  flags = f'--workdir={top}/run', f'--vae={tiny_file}', f'--out={out}'
+  assert Binary('export')(*flags) == 0
+  return out
+
+
+def test_sampling_computes_the_features_of_training(
+  bundle_file, made, folders, monkeypatch
+):
+  """To the bit, whatever comes after the end of the sound."""
+  generator = talk.load_generator(bundle_file)
+  conds = []
+  monkeypatch.setattr(
+    generator,
+    '_sample',
+    lambda key, cond, *_: conds.append(cond) or np.zeros((5, 2, 2, 3)),
+  )
+  clips = records(folders / 'clips')
+  for record, clip in list(zip(records(made), clips, strict=True))[::2]:
+    conds.clear()
+    caption = str(clip['caption'])
+    generator(clip['wave'], tiny.picture(), caption, talk.generate.PLAIN)
+    heard = np.concatenate([c['audio'][0] for c in conds])
+    count = len(clip['frames'])
+    assert len(heard) == 75 and record['audio'].shape[1] == count
+    np.testing.assert_array_equal(
+      heard[:count], record['audio'][0].astype(np.float32)
+    )
+    length = len(record['text'])
+    np.testing.assert_array_equal(conds[0]['text'][0, :length], record['text'])
+    assert conds[0]['text_mask'].sum() == length
+    assert (length > 0) == bool(caption)
+
+
+def test_a_video_through_encoders(
+  bundle_file, folders, encoders, binary, tmp_path, one_error
+):
+  wave = records(folders / 'clips')[0]['wave']
+  soundfile.write(tmp_path / 'a.wav', wave, 16000)
+  flags = [f'--checkpoint={bundle_file}', f'--audio={tmp_path}/a.wav']
+  flags += ['--steps=2', f'--out={tmp_path}/o.mp4', '--text=blue wall']
+  guided = ['--text_cfg=3', '--negative_text=men']
+  assert binary('sample')(*flags, *guided) == 0
+  assert media.read_video(tmp_path / 'o.mp4').frames.shape == (60, 16, 16, 3)
+  weights, _ = encoders
+  (weights / 't5').rename(weights / 'moved')
+  try:
+    assert binary('sample')(*flags) == 1
+    assert 't5 is not there; give --text_encoder=' in one_error()
+    moved = f'--text_encoder={weights}/moved'
+    assert binary('sample')(*flags, moved) == 0
+  finally:
+    (weights / 'moved').rename(weights / 't5')
 
 
 @pytest.mark.parametrize(
@@ -287,7 +351,8 @@ def test_wrong_folders_take_one_line(
 def test_clips_of_another_folder_are_refused(
   command, folders, tmp_path, one_error
 ):
-  other = shards.ShardFolder(tmp_path / 'c', {'stage': 'clips', 'size': 8}, 1)
+  about = {'stage': 'clips', 'max_seconds': 8.0}
+  other = shards.ShardFolder(tmp_path / 'c', about, 1)
   record = tiny.clip_record(0)
   other.write(0, [shards.Outcome('clip0', record)])
   other.finish()
