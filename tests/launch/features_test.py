@@ -122,7 +122,9 @@ def command(folders, encoders, pieces):
   run = Binary('features')
   values = dict(data=folders / 'latents', clips=folders / 'clips')
   values |= dict(speech=weights / 'wav2vec2', text=weights / 't5')
-  values |= dict(tokenizer=pieces, text_length=LENGTH, layers='1,last', voices=2)
+  values |= dict(
+    tokenizer=pieces, text_length=LENGTH, layers='1,last', voices=2
+  )
 
   def call(out, **changes):
     changed = values | changes
