@@ -86,9 +86,11 @@ def keys_kernel(*refs, keys: int, blocks: Blocks, interpret: bool) -> None:
   any_key = jnp.max(keep.astype(jnp.int32))
   whole, count = rows // blocks.q, pl.cdiv(rows, blocks.q)
   zeros = jnp.zeros((blocks.k, dim), jnp.float32)
-  sums = lax.fori_loop(
-    0, whole * any_key, functools.partial(add, False), (zeros, zeros)
-  )
+  sums = zeros, zeros
+  if whole:
+    sums = lax.fori_loop(
+      0, whole * any_key, functools.partial(add, False), sums
+    )
   if count > whole:
     sums = lax.fori_loop(
       whole, whole + any_key, functools.partial(add, True), sums

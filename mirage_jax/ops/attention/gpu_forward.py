@@ -111,7 +111,8 @@ def each_block(
     keep = load(used, part, inside(start, size, used.shape[0])) != 0
     return add(part, keep, carry)
 
-  carry = lax.fori_loop(0, table[0], whole, carry)
+  if used.shape[0] >= size:  # Else no block is whole, nor could it be read.
+    carry = lax.fori_loop(0, table[0], whole, carry)
   return lax.fori_loop(table[0], table[1], partly, carry)
 
 

@@ -65,7 +65,7 @@ def test_ragged_streams_of_any_size_of_scores():
     ((1, 128, 128, 2, 64), False, 'float32'),  # Nothing but whole blocks.
     ((3, 40, 33, 1, 128), True, 'bfloat16'),
     ((2, 1, 200, 2, 64), False, 'bfloat16'),
-    ((2, 97, 1, 1, 256), False, 'float32'),
+    ((2, 97, 3, 1, 256), False, 'float32'),
   ],
 )
 def test_drawn_shapes(shape, masked, dtype):
