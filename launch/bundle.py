@@ -1,15 +1,14 @@
 """Weights for use: one safetensors file with the VAE, the DiT and how they fit.
 
 Arrays are float16 under `vae/...` and `dit/...`; the file's metadata has the
-config as JSON. A bundle of a VAE alone serves `launch.prepare`. A distilled
-student may be a small file of its own: under `changes/...` is what it adds to
-the transformer of another bundle in the same folder (`mirage_jax.lora`).
+config as JSON. A bundle of a VAE alone serves `launch.prepare`. What a run with
+config.lora learned, a distilled student too, may be a small file of its own:
+under `changes/...` is what it adds to the transformer of another bundle.
 """
 
 from collections.abc import Mapping
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 from typing import Any
@@ -17,10 +16,8 @@ from typing import Any
 import flax.traverse_util
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 
-from launch import atomic, encoder_sources
+from launch import encoder_sources, weights_file
 from launch.errors import UserError
 import mirage_jax
 from mirage_jax import config as config_lib, distil, lora
@@ -30,6 +27,7 @@ DEFAULT = pathlib.Path(mirage_jax.__file__).parent / 'assets/grid.safetensors'
 FAST = DEFAULT.with_name('grid_fast.safetensors')
 # What a --checkpoint may be called instead of by its path.
 NAMES = {'fast': FAST}
+KIND = weights_file.Kind('config', 'checkpoint', 'launch.export')
 # What sampling needs to know of a transformer's training data.
 WINDOW = ('num_chunks', 'text_length', 'past')
 
@@ -147,35 +145,7 @@ def save(path: str | os.PathLike, bundle: Bundle) -> None:
   tree = {'vae': bundle.vae, 'stats': dict(bundle.stats)}
   if bundle.dit is not None:
     tree['dit'] = bundle.dit
-  _write(path, tree, bundle.config)
-
-
-def save_changes(
-  path: str | os.PathLike,
-  base: str | os.PathLike,
-  changes: Any,
-  config: Mapping[str, Any],
-) -> None:
-  """Writes what a student adds to the transformer of a bundle.
-
-  Args:
-    path: the file to write.
-    base: the teacher's bundle, in the same folder.
-    changes: of `mirage_jax.lora`.
-    config: of the student's run, see `configs/mirage/grid_distil.py`.
-
-  Raises:
-    UserError: as of `save`, or the base lies elsewhere.
-  """
-  path, base = pathlib.Path(path), pathlib.Path(base)
-  if path.resolve().parent != base.resolve().parent:
-    raise UserError(
-      f'{path}: a student is looked for beside its base; write it into '
-      f'{base.parent}'
-    )
-  about = {'base': base.name, 'sha256': digest(load(base).dit)}
-  about |= {'lora': config['lora']} | own_sigmas(config)
-  _write(path, {'changes': changes}, about)
+  weights_file.write(path, KIND, tree, bundle.config, whole=('stats',))
 
 
 def digest(params: Any) -> str:
@@ -187,74 +157,56 @@ def digest(params: Any) -> str:
   return found.hexdigest()
 
 
-def _write(path, tree, config):
-  flat = {}
-  for name, value in flax.traverse_util.flatten_dict(tree, sep='/').items():
-    dtype = np.float32 if name.startswith('stats/') else np.float16
-    with np.errstate(over='ignore'):
-      flat[name] = np.asarray(value, dtype, order='C')
-    if not np.isfinite(flat[name]).all():
-      raise UserError(
-        f'{path}: {name} does not fit {dtype.__name__} (largest '
-        f'{np.abs(value).max()}): export an earlier --step'
-      )
-  metadata = {'config': json.dumps(config)}
-  data = safetensors.numpy.save(flat, metadata=metadata)
-  with atomic.replacing(path) as temporary:
-    temporary.write_bytes(data)
-
-
 def load(path: str | os.PathLike = DEFAULT) -> Bundle:
-  """Reads a bundle; a student's changes together with their base.
+  """Reads a bundle; changes together with their base.
 
   Args:
     path: the file, or one of NAMES.
 
   Raises:
     UserError: it is missing, cut short, or no bundle of this project; or it
-      holds changes of another base than the one beside it.
+      holds changes of another base than the one beside it, or of none.
   """
   path = NAMES.get(str(path), path)
-  if not os.path.exists(path):
-    raise UserError(
-      f'{path}: no such checkpoint; give a bundle that launch.export wrote, or '
-      'none for the shipped one'
-    )
-  try:
-    with safetensors.safe_open(path, framework='numpy') as f:
-      metadata = f.metadata() or {}
-      config = json.loads(metadata['config'])
-      flat = {k: f.get_tensor(k).astype(np.float32) for k in f.keys()}
-    tree = flax.traverse_util.unflatten_dict(flat, sep='/')
-    if 'base' in config:
-      return _student(pathlib.Path(path), config, tree['changes'])
+  with weights_file.reading(path, KIND) as (config, tree):
+    if 'lora' in config:
+      if 'base' not in config:
+        raise UserError(
+          f'{path}: holds changes alone; merge them, by launch.export '
+          f'--changes={path} --vae=BUNDLE'
+        )
+      beside = pathlib.Path(path).with_name(config['base'])
+      return changed(path, beside)
     _check(config, 'dit' in tree)
     return Bundle(config, tree['vae'], tree['stats'], tree.get('dit'))
-  except (safetensors.SafetensorError, OSError) as error:
-    raise UserError(
-      f'{path}: is cut short or is no safetensors file ({error}); copy or '
-      'export it again'
-    ) from error
-  except (KeyError, TypeError, ValueError) as error:
-    raise UserError(
-      f'{path}: is a safetensors file, but no bundle of launch.export (it '
-      f'lacks {error}); export it again'
-    ) from error
 
 
-def _student(path, config, changes):
-  """The base's bundle with the changes in its transformer."""
-  base = path.with_name(config['base'])
-  teacher = load(base)
-  if digest(teacher.dit) != config['sha256']:
-    raise UserError(
-      f'{path}: was distilled from another transformer than that of {base}; '
-      'distil it again, see configs/mirage/grid_distil.py'
-    )
-  cfg = config_lib.build(lora.LoraConfig, config['lora'])
-  dit = lora.merge(teacher.dit, changes, cfg)
-  about = {**teacher.config, 'sigmas': config['sigmas']}
-  return dataclasses.replace(teacher, config=about, dit=dit)
+def changed(path: str | os.PathLike, base: str | os.PathLike) -> Bundle:
+  """The bundle `base` with the changes of a file in its transformer.
+
+  Raises:
+    UserError: the file holds none, or those of another transformer.
+  """
+  made = load(base)
+  with weights_file.reading(path, KIND) as (config, tree):
+    if 'lora' not in config:
+      raise UserError(
+        f'{path}: holds no changes; give a file of `launch.export '
+        '--changes_only`'
+      )
+    if 'base' in config:
+      same = made.dit is not None and digest(made.dit) == config['sha256']
+    else:
+      same = made.dit is not None and made.config['dit'] == config['model']
+    if not same:
+      raise UserError(
+        f'{path}: changes another transformer than that of {base}; give that '
+        'one, or train the changes again'
+      )
+    cfg = config_lib.build(lora.LoraConfig, config['lora'])
+    dit = lora.merge(made.dit, tree['changes'], cfg)
+    sigmas = {k: config[k] for k in ('sigmas',) if k in config}
+    return dataclasses.replace(made, config={**made.config, **sigmas}, dit=dit)
 
 
 def _check(config, has_dit):

@@ -1,42 +1,71 @@
-"""Files of what a run with config.lora learned: its changes of a transformer.
+"""What a run with config.lora learned: merged, or as a file of its own.
 
-Float32 arrays named as in `mirage_jax.lora`, the layer's path and lora_a or
-lora_b; the metadata has the config of both, `lora` and `model`, as JSON.
+The file has float16 arrays named as in `mirage_jax.lora` and, as its config,
+`lora`, `sigmas` if it is a distilled student, and what it changes: `model`, any
+transformer of that config; or `base` and `sha256`, that of one bundle in the same
+folder, with which the file is a checkpoint as it is, see `bundle.load`.
 """
 
-from collections.abc import Mapping
-import json
 import os
+import pathlib
 from typing import Any
 
-import flax.traverse_util
+import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 
-from launch import atomic, checkpoint
+from launch import bundle, checkpoint, weights_file
 from launch.errors import UserError
 from mirage_jax import config as config_lib, lora
 
 
 def export(
-  workdir: str | os.PathLike, step: int | None, out: str | os.PathLike
+  workdir: str | os.PathLike,
+  step: int | None,
+  out: str | os.PathLike,
+  base: str | os.PathLike | None = None,
 ) -> None:
   """Writes the averaged changes of a run.
 
+  Args:
+    workdir: of the run.
+    step: of which checkpoint; None is the last.
+    out: the file.
+    base: the bundle that the run changes, in the same folder; None: the file is
+      for any of the same transformer.
+
   Raises:
-    UserError: the run has none, or the file cannot be written.
+    UserError: the run has no changes, or changes another transformer, or the
+      file cannot be written.
   """
   config = checkpoint.read_config(workdir)
   if not config.get('lora'):
     raise UserError(f'{workdir}: trained all parameters, not changes (no lora)')
-  _, learned = checkpoint.restore_params(workdir, step)
-  flat = flax.traverse_util.flatten_dict(learned, sep='/')
-  arrays = {k: np.asarray(x, np.float32, order='C') for k, x in flat.items()}
-  about = json.dumps({name: config[name] for name in ('lora', 'model')})
-  data = safetensors.numpy.save(arrays, metadata={'config': about})
-  with atomic.replacing(out) as half:
-    half.write_bytes(data)
+  about = {'lora': config['lora']} | bundle.own_sigmas(config)
+  if base is None:
+    _, learned = checkpoint.restore_params(workdir, step)
+    about |= {'model': config['model']}
+  else:
+    _, held = checkpoint.restore_trees(workdir, ('base', 'ema'), step)
+    about |= _told(base, held['base'], workdir, pathlib.Path(out))
+    learned = held['ema']
+  weights_file.write(out, bundle.KIND, {'changes': learned}, about)
+
+
+def _told(base, params, workdir, out):
+  """How a file beside its base names it."""
+  base = pathlib.Path(base)
+  if out.resolve().parent != base.resolve().parent:
+    raise UserError(
+      f'{out}: changes are looked for beside their base; write them into '
+      f'{base.parent}'
+    )
+  begun = bundle.load(base).dit
+  same = jax.tree.map(np.shape, begun) == jax.tree.map(np.shape, params)
+  pairs = zip(jax.tree.leaves(begun), jax.tree.leaves(params), strict=False)
+  # Apart by more than rounding to float16 are others.
+  if not same or not all(np.allclose(a, b, atol=5e-3) for a, b in pairs):
+    raise UserError(f'--base={base}: is not what {workdir} changes')
+  return {'base': base.name, 'sha256': bundle.digest(begun)}
 
 
 def transformer(
@@ -45,44 +74,6 @@ def transformer(
   """`checkpoint.restore_params`, with what config.lora made merged."""
   if not checkpoint.read_config(workdir).get('lora'):
     return checkpoint.restore_params(workdir, step)
-  names = ('base', 'ema')
-  config, trees = checkpoint.restore_trees(workdir, names, step)
-  return config, merge(*(trees[name] for name in names), config, workdir)
-
-
-def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The config with `lora` and `model`, and the tree of changes.
-
-  Raises:
-    UserError: the file is not there, cut short, or of something else.
-  """
-  try:
-    with safetensors.safe_open(path, framework='numpy') as f:
-      config = json.loads((f.metadata() or {})['config'])
-      flat = {name: f.get_tensor(name) for name in f.keys()}
-    if missing := {'lora', 'model'} - set(config):
-      raise KeyError(sorted(missing)[0])
-  except (safetensors.SafetensorError, OSError) as error:
-    raise UserError(
-      f'{path}: is not there, cut short or no safetensors file ({error})'
-    ) from error
-  except (KeyError, ValueError) as error:
-    raise UserError(
-      f'{path}: is no file of `launch.export --changes_only` (it lacks {error})'
-    ) from error
-  return config, flax.traverse_util.unflatten_dict(flat, sep='/')
-
-
-def merge(
-  base: Any, learned: Any, config: Mapping[str, Any], name: str | os.PathLike
-) -> Any:
-  """A transformer's parameters with what a run learned to change in them.
-
-  Raises:
-    UserError: they are of another transformer; `name` is where they are from.
-  """
-  try:
-    cfg = config_lib.build(lora.LoraConfig, config['lora'])
-    return lora.merge(base, learned, cfg)
-  except ValueError as error:
-    raise UserError(f'{name}: {error}') from error
+  config, held = checkpoint.restore_trees(workdir, ('base', 'ema'), step)
+  cfg = config_lib.build(lora.LoraConfig, config['lora'])
+  return config, lora.merge(held['base'], held['ema'], cfg)

@@ -16,22 +16,20 @@ encoders those were; --features says where if they have moved since).
 A run that went on from another's weights often does better on new clips as the
 mean of both: --average=EARLIER.safetensors.
 
-Of a run with config.lora, what it learned is merged into what it began with; or
-with --changes_only it is a small file of its own, for any bundle of the same
-transformer:
-
-  python -m launch.export --changes changes.safetensors --vae mirage.safetensors \
-      --out changed.safetensors
-
-A distilled student (configs/mirage/grid_distil.py), as a small file that is used
-as it is, beside the bundle of its teacher:
+Of a run with config.lora, a distillation too, what it learned is merged into
+what it began with. Or it is a small file of its own: with --base one that is a
+checkpoint as it is, beside the bundle that it changes,
 
   python -m launch.export --workdir runs/distil --base mirage.safetensors \
       --out mirage_fast.safetensors
+
+with --changes_only one for any bundle of the same transformer:
+
+  python -m launch.export --changes changes.safetensors --vae mirage.safetensors \
+      --out changed.safetensors
 """
 
 from collections.abc import Mapping
-import dataclasses
 import pathlib
 import sys
 from typing import Any
@@ -41,12 +39,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from launch import (
-  bundle as bundle_lib,
-  changes as changes_lib,
-  checkpoint,
-  student,
-)
+from launch import bundle as bundle_lib, changes as changes_lib, checkpoint
 from launch.errors import UserError, one_line
 from mirage_jax import config as config_lib, data, latents
 from mirage_jax.vae import CHUNK, Vae, VaeConfig
@@ -75,7 +68,7 @@ _CHANGES = flags.DEFINE_string(
   'changes', None, 'a file of --changes_only, to merge into that of --vae'
 )
 _BASE = flags.DEFINE_string(
-  'base', None, 'for a distilled student: the bundle of its teacher'
+  'base', None, 'for a run with config.lora: the bundle that it changes'
 )
 
 
@@ -123,21 +116,6 @@ def vae_bundle(
   return bundle_lib.Bundle(about, params, stats)
 
 
-def changed_bundle(file: str, name: str) -> bundle_lib.Bundle:
-  """A bundle whose transformer has the changes of a file.
-
-  Raises:
-    UserError: they are of another transformer, or there is none.
-  """
-  config, learned = changes_lib.load(file)
-  base = bundle_lib.load(name)
-  if base.dit is None or base.config['dit'] != config['model']:
-    raise UserError(f'--vae={name}: holds no transformer that {file} changes')
-  return dataclasses.replace(
-    base, dit=changes_lib.merge(base.dit, learned, config, file)
-  )
-
-
 def from_workdir(workdir: str, step: int | None) -> bundle_lib.Bundle:
   """The bundle that the flags ask for; what lacks is told before it is read."""
   config = checkpoint.read_config(workdir)
@@ -172,11 +150,9 @@ def main(_: list[str]) -> None:
     if _CHANGES.value:
       if not _VAE.value:
         raise UserError('--changes needs --vae=BUNDLE, which they change')
-      bundle_lib.save(out, changed_bundle(_CHANGES.value, _VAE.value))
-    elif _BASE.value:
-      student.export(_WORKDIR.value, _STEP.value, _BASE.value, out)
-    elif _CHANGES_ONLY.value:
-      changes_lib.export(_WORKDIR.value, _STEP.value, out)
+      bundle_lib.save(out, bundle_lib.changed(_CHANGES.value, _VAE.value))
+    elif _BASE.value or _CHANGES_ONLY.value:
+      changes_lib.export(_WORKDIR.value, _STEP.value, out, _BASE.value)
     else:
       bundle_lib.save(out, from_workdir(_WORKDIR.value, _STEP.value))
     size = pathlib.Path(out).stat().st_size / 1e6

@@ -69,7 +69,9 @@ def test_what_is_no_bundle_is_said(tmp_path):
     (with_dit, {'config': json.dumps(config | {'dit': {}})}, 'num_chunks'),
   ):
     safetensors.numpy.save_file(tensors, path, metadata)
-    with pytest.raises(UserError, match=rf'no bundle of.*lacks.*{lacks}') as e:
+    with pytest.raises(
+      UserError, match=rf'none of launch.export .*lacks.*{lacks}'
+    ) as e:
       bundle.load(path)
     assert '\n' not in str(e.value)
 

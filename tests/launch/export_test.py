@@ -11,13 +11,13 @@ import soundfile
 from configs.mirage import grid
 from launch import (
   bundle,
-  changes,
   checkpoint,
   encode,
   generate,
   loop,
   media,
   shards,
+  weights_file,
 )
 from launch.errors import UserError
 from mirage_jax import config as config_lib, latents, lora, train_step
@@ -300,8 +300,19 @@ def test_what_lora_learned_is_merged(binary, tiny_file, lora_run, tmp_path):
   assert export(*how, f'--out={again}') == 0
   base = bundle.load(tiny_file).dit
   cfg = lora.LoraConfig(2, targets=('blocks/video/qkv', 'audio_in'))
-  _, learned = changes.load(only)
-  assert_same(bundle.load(again).dit, half(lora.merge(base, learned, cfg)))
+  with weights_file.reading(only, bundle.KIND) as (_, tree):
+    want = half(lora.merge(base, tree['changes'], cfg))
+  assert_same(bundle.load(again).dit, want)
+  # Beside its base it is a checkpoint as it is.
+  here = tmp_path / 'base.safetensors'
+  here.write_bytes(tiny_file.read_bytes())
+  beside = tmp_path / 'beside.safetensors'
+  flags = f'--workdir={workdir}', f'--base={here}', f'--out={beside}'
+  assert export(*flags) == 0
+  assert_same(half(bundle.load(beside).dit), want)
+  assert bundle.load(beside).config == bundle.load(here).config
+  with pytest.raises(UserError, match='holds changes alone; merge them, by'):
+    bundle.load(only)
 
 
 def test_changes_that_do_not_fit_are_told(
@@ -312,7 +323,7 @@ def test_changes_that_do_not_fit_are_told(
   assert export(*alone) == 1
   assert 'no lora' in one_error()
   assert export(f'--changes={tiny_file}', f'--vae={tiny_file}', f'--out={out}')
-  assert 'no file of `launch.export --changes_only`' in one_error()
+  assert 'holds no changes; give a file of' in one_error()
   both = f'--changes={tiny_file}', f'--workdir={lora_run[0]}'
   assert export(*both, f'--out={out}') == 1
   assert 'leave out --workdir' in one_error()

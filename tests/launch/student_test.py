@@ -110,9 +110,9 @@ def test_mistakes_are_one_line(binary, run, teacher, tmp_path, one_error):
   plain.mkdir()
   (plain / 'config.json').write_text('{}')
   for workdir, base, said in (
-    (run[0], other, 'other.safetensors: is not the teacher of'),
-    (plain, teacher, '--base goes with a distillation, which'),
-    (run[0], teacher, 'is looked for beside its base; write it into'),
+    (run[0], other, 'other.safetensors: is not what'),
+    (plain, teacher, 'trained all parameters, not changes (no lora)'),
+    (run[0], teacher, 'are looked for beside their base; write them into'),
   ):
     flags = [f'--workdir={workdir}', f'--base={base}']
     assert binary('export')(*flags, f'--out={tmp_path}/o.safetensors') == 1
