@@ -11,7 +11,7 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from infomax_jax.lowering import convolve
+from infomax_jax.lowering import add_bias, convolve
 
 
 def uniform(limit: float) -> nn.initializers.Initializer:
@@ -66,7 +66,7 @@ class Conv(nn.Module):
     if self.use_bias:
       init = nn.with_logical_partitioning(uniform(limit), ('out',))
       bias = self.param('bias', init, (self.features,))
-      y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+      y = add_bias(y, bias.astype(self.dtype))
     return y
 
 

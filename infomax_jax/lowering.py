@@ -45,6 +45,45 @@ def _rectify_backward(y, dy):
 rectify.defvjp(_rectify_forward, _rectify_backward)
 
 
+def sums(x: Float[Array, 'B V ... C']) -> Float[Array, 'V C']:
+  """Of each view and channel.
+
+  XLA would make x once more for each channel on a CPU, with strides. The
+  product with ones makes it once; summing images apart keeps it exact.
+  """
+  batch, views, channels = *x.shape[:2], x.shape[-1]
+  flat = x.reshape(batch * views, -1, channels)
+
+  def cpu(x):
+    ones = jnp.ones((batch * views, 1, x.shape[1]), x.dtype)
+    each = lax.dot_general(ones, x, (((2,), (1,)), ((0,), (0,))))
+    return each.reshape(batch, views, channels).sum(0)
+
+  def default(x):
+    return x.reshape(batch, views, -1, channels).sum((0, 2))
+
+  return lax.platform_dependent(flat, cpu=cpu, default=default)
+
+
+@jax.custom_vjp
+def add_bias(
+  x: Float[Array, 'B ... C'], bias: Float[Array, ' C']
+) -> Float[Array, 'B ... C']:
+  """x + bias."""
+  return x + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
+
+
+def _add_bias_forward(x, bias):
+  return add_bias(x, bias), None
+
+
+def _add_bias_backward(_, dy):
+  return dy, sums(dy[:, None])[0]
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(
   x: Float[Array, 'B Y X I'],

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from infomax_jax.lowering import sums
+
 EPSILON = 1e-5
 MOMENTUM = 0.1
 
@@ -57,18 +59,12 @@ class BatchNorm(nn.Module):
     full = lambda: jnp.full(channels, self.initial_var, jnp.float32)
     var = self.variable('batch_stats', 'var', full)
     x = x.astype(jnp.float32).reshape(-1, views, *shape[1:])
-    axes = (0, *range(2, x.ndim - 1))
     if train:
-      centre = x.mean(axes, keepdims=True)
-      spread = jnp.square(x - centre).mean(axes, keepdims=True)
-      by_view = (x.reshape(views, -1) for x in (centre, spread))
-      self._update(mean, var, *by_view, x.size // spread.size)
+      y, centre, spread = _by_batch(x, scale, bias)
+      self._update(mean, var, centre, spread, x.size // centre.size)
     else:
-      wide = (1,) * (x.ndim - 1) + channels
-      centre, spread = mean.value.reshape(wide), var.value.reshape(wide)
-    wide = (1,) * (x.ndim - 1) + channels
-    gain = scale.reshape(wide) * jax.lax.rsqrt(spread + EPSILON)
-    y = (x - centre) * gain + bias.reshape(wide)
+      spread = jax.lax.rsqrt(var.value + EPSILON)
+      y = _like(x, scale * spread) * (x - _like(x, mean.value)) + _like(x, bias)
     return y.reshape(shape).astype(self.dtype)
 
   def _update(self, mean, var, centre, spread, count):
@@ -79,8 +75,57 @@ class BatchNorm(nn.Module):
       )
     if self.is_initializing():
       return
+    centre, spread = jax.lax.stop_gradient((centre, spread))
     spread = spread * (count / (count - 1))
     for view in range(len(centre)):
       for running, batch in ((mean, centre), (var, spread)):
         batch = batch[view]
         running.value = (1 - MOMENTUM) * running.value + MOMENTUM * batch
+
+
+@jax.custom_vjp
+def _by_batch(x, scale, bias):
+  """x [B V ... C] normalised, and what by: means and variances [V C].
+
+  The last two have no gradient.
+  """
+  return _by_batch_forward(x, scale, bias)[0]
+
+
+def _by_batch_forward(x, scale, bias):
+  count = x.size // (x.shape[1] * x.shape[-1])
+  centre = sums(x) / count
+  # The mean again, of what its rounding leaves: gradients depend on it.
+  centre = centre, sums(x - _like(x, centre)) / count
+  spread = sums(jnp.square(_centred(x, centre))) / count
+  inverse = jax.lax.rsqrt(spread + EPSILON)
+  gain = _like(x, scale) * _like(x, inverse)
+  y = _centred(x, centre) * gain + _like(x, bias)
+  return (y, sum(centre), spread), (x, centre, inverse, scale)
+
+
+def _by_batch_backward(kept, cotangents):
+  x, centre, inverse, scale = kept
+  dy, _, _ = cotangents
+  count = x.size // inverse.size
+  unit = _centred(x, centre) * _like(x, inverse)
+  total, along = sums(dy), sums(dy * unit)
+  pull = dy - _like(x, total / count) - unit * _like(x, along / count)
+  dx = pull * (_like(x, scale) * _like(x, inverse))
+  return dx, along.sum(0), total.sum(0)
+
+
+def _centred(x, centre):
+  for part in centre:
+    x = x - _like(x, part)
+  return x
+
+
+_by_batch.defvjp(_by_batch_forward, _by_batch_backward)
+
+
+def _like(x, per_channel):
+  """[C] or [V C] with axes of one where x [B V ... C] has others."""
+  views = per_channel.shape[:-1] or (1,)
+  ones = (1,) * (x.ndim - 3)
+  return per_channel.reshape(1, *views, *ones, x.shape[-1])
