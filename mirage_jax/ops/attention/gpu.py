@@ -14,10 +14,13 @@ from jax import numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from mirage_jax.ops.attention import gpu_backward, gpu_blocks, gpu_forward
+from mirage_jax.ops.attention import (
+  dtypes,
+  gpu_backward,
+  gpu_blocks,
+  gpu_forward,
+)
 from mirage_jax.ops.attention.reference import MASKED
-
-DTYPES = ('bfloat16', 'float32')
 
 
 def attention(
@@ -62,12 +65,7 @@ def plan_of(
       f"attention 'gpu' has heads of {sorted(gpu_blocks.PLANS)}, not {dim}; "
       "'recompute' and 'reference' have any, 'cudnn' multiples of 8."
     )
-  for name, x in dict(q=q, k=k, v=v).items():
-    if x.dtype.name not in DTYPES or x.dtype != q.dtype:
-      raise ValueError(
-        f"attention 'gpu' takes q, k and v all in one of {DTYPES}, but {name} "
-        f"is {x.dtype.name}; 'reference' takes any float."
-      )
+  dtypes.check('gpu', q, k, v)
   if not interpret:
     gpu_blocks.check_device()
   return gpu_blocks.plan(dim, q.dtype.itemsize)

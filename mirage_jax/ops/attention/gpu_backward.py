@@ -10,7 +10,6 @@ import functools
 import jax
 from jax import lax, numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Bool, Float
 
 from mirage_jax.ops.attention import gpu_forward
@@ -101,23 +100,6 @@ def keys_kernel(*refs, keys: int, blocks: Blocks, interpret: bool) -> None:
   store(dv, sums[1], here)
 
 
-def _call(kernel, blocks, **options):
-  """A `pallas_call` of a kernel with its static arguments in `options`."""
-  interpret = options['interpret']
-  call = {
-    name: options.pop(name)
-    for name in ('name', 'out_shape', 'grid', 'in_specs', 'out_specs')
-  }
-  return pl.pallas_call(
-    functools.partial(kernel, blocks=blocks, **options),
-    compiler_params=plgpu.CompilerParams(
-      num_warps=blocks.warps, num_stages=blocks.stages
-    ),
-    interpret=interpret,
-    **call,
-  )
-
-
 def _like(x):
   return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
@@ -129,11 +111,10 @@ def _queries(q, k, v, used, do, lse, delta, blocks, interpret):
   own, row, whole, sample = (
     spec[name] for name in ('block', 'row', 'all', 'sample')
   )
-  call = _call(
-    queries_kernel,
+  run = gpu_forward.call(
+    functools.partial(queries_kernel, rows=rows),
     blocks,
-    rows=rows,
-    interpret=interpret,
+    interpret,
     name='attention_queries',
     out_shape=_like(q),
     grid=(pl.cdiv(rows, blocks.q), heads, batch),
@@ -144,27 +125,25 @@ def _queries(q, k, v, used, do, lse, delta, blocks, interpret):
     out_specs=own,
   )
   numbers = gpu_forward.as_numbers(used, batch, keys)
-  return call(table, numbers, q, do, lse, delta, k, v)
+  return run(table, numbers, q, do, lse, delta, k, v)
 
 
 def _keys(q, k, v, used, do, lse, delta, blocks, interpret):
   (batch, rows, heads, dim), keys = q.shape, k.shape[1]
   spec = gpu_forward.specs(blocks.k, dim, rows)
   own, row, whole = (spec[name] for name in ('block', 'all_rows', 'all'))
-  call = _call(
-    keys_kernel,
+  run = gpu_forward.call(
+    functools.partial(keys_kernel, keys=keys),
     blocks,
-    keys=keys,
-    interpret=interpret,
+    interpret,
     name='attention_keys',
     out_shape=(_like(k), _like(v)),
     grid=(pl.cdiv(keys, blocks.k), heads, batch),
     in_specs=[spec['some'], whole, whole, row, row, own, own],
     out_specs=(own, own),
   )
-  return call(
-    gpu_forward.as_numbers(used, batch, keys), q, do, lse, delta, k, v
-  )
+  numbers = gpu_forward.as_numbers(used, batch, keys)
+  return run(numbers, q, do, lse, delta, k, v)
 
 
 def attention_vjp(

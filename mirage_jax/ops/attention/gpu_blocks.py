@@ -38,7 +38,8 @@ class Plan:
 
 
 # Of bfloat16 large ones that leave no register in memory, but for 128 on an A100,
-# as XLA compiles it; float32 does. Nobody has timed them. Registers of a thread by ptxas and KiB of shared memory by XLA,
+# as XLA compiles it; float32 does. Nobody has timed them. Registers of a thread by
+# ptxas and KiB of shared memory by XLA,
 # A100 / H100:
 #         forward             queries             keys
 #   64    255  33 / 234  49   188  48 / 254  64   176  73 / 254  97  at most

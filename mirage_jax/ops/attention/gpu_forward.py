@@ -211,8 +211,10 @@ def attention(
   (batch, rows, heads, dim), keys = q.shape, k.shape[1]
   table = tables(used, batch, keys, blocks.k)
   spec = specs(blocks.q, dim, keys)
-  return pl.pallas_call(
-    functools.partial(kernel, rows=rows, blocks=blocks, interpret=interpret),
+  run = call(
+    functools.partial(kernel, rows=rows),
+    blocks,
+    interpret,
     out_shape=(
       jax.ShapeDtypeStruct(q.shape, q.dtype),
       jax.ShapeDtypeStruct((batch, heads, rows), jnp.float32),
@@ -226,12 +228,23 @@ def attention(
       spec['all'],
     ],
     out_specs=(spec['block'], spec['row']),
+    name='attention_forward',
+  )
+  return run(table, as_numbers(used, batch, keys), q, k, v)
+
+
+def call(
+  kernel: Callable[..., None], blocks: Blocks, interpret: bool, **options: Any
+) -> Callable[..., Any]:
+  """A `pallas_call` of a kernel that takes blocks and interpret by name."""
+  return pl.pallas_call(
+    functools.partial(kernel, blocks=blocks, interpret=interpret),
     compiler_params=plgpu.CompilerParams(
       num_warps=blocks.warps, num_stages=blocks.stages
     ),
     interpret=interpret,
-    name='attention_forward',
-  )(table, as_numbers(used, batch, keys), q, k, v)
+    **options,
+  )
 
 
 def as_numbers(

@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from mirage_jax.ops.attention import (
+  dtypes,
   tpu_backward,
   tpu_backward_wide,
   tpu_blocks,
@@ -24,7 +25,6 @@ from mirage_jax.ops.attention import (
 # Scores are log2 of weights. With |score| <= 80 a sum of 2 ** 30 weights and
 # the largest possible product with values are far from float32's 2 ** 128.
 BOUND = 80.0
-DTYPES = ('bfloat16', 'float32')
 
 
 def attention(
@@ -77,12 +77,7 @@ def plan_of(
       f"attention 'tpu' has heads of 64, 128, 192 or 256, not {dim}; "
       "'recompute' and 'reference' have any."
     )
-  for name, x in dict(q=q, k=k, v=v).items():
-    if x.dtype.name not in DTYPES or x.dtype != q.dtype:
-      raise ValueError(
-        f"attention 'tpu' takes q, k and v all in one of {DTYPES}, but {name} "
-        f"is {x.dtype.name}; 'reference' takes any float."
-      )
+  dtypes.check('tpu', q, k, v)
   chip = tpu_blocks.chip() if chip is None else chip
   lengths = q.shape[tokens], k.shape[tokens]
   return tpu_blocks.plan(chip, *lengths, dim, q.dtype.itemsize)

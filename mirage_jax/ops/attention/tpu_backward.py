@@ -6,8 +6,10 @@ go by; dq of a block of queries is added up in HBM, from one block of keys to
 the next, by copies that overlap with the arithmetic.
 """
 
+from collections.abc import Callable, Sequence
 import functools
 import math
+from typing import Any
 
 import jax
 from jax import numpy as jnp
@@ -30,11 +32,10 @@ def kernel(states, q, do, lse, delta, k, v, *refs, blocks, counts, interpret):
   [bk D] and dq's sums in HBM [B H nq D bq]; scratch k' [D bk], sums of dk and
   dv, two buffers each for dq's sums as loaded and stored, with semaphores.
   """
-  dq, dk, dv, sums, kt, dk_sum, dv_sum, loaded, stored, *sems = refs
+  dq, dk, dv, sums, kt, dk_sum, dv_sum, *buffers = refs
   # Read here: the interpreter has no program_id inside of `pl.when`.
   ids = [pl.program_id(axis) for axis in range(4)]
   _, _, j, i = ids
-  last_j, last_i = (count - 1 for count in counts)
 
   @pl.when(i == 0)
   def _():
@@ -42,34 +43,51 @@ def kernel(states, q, do, lse, delta, k, v, *refs, blocks, counts, interpret):
     dk_sum[...] = jnp.zeros_like(dk_sum)
     dv_sum[...] = jnp.zeros_like(dv_sum)
 
-  slot = load(sums, loaded, stored, *sems, ids, counts)
   add = functools.partial(
     _add,
     *(q, do, lse, delta, k, v, kt, dk_sum, dv_sum),
-    *(loaded.at[slot], stored.at[slot]),
     blocks=blocks,
     dot=functools.partial(dot, interpret=interpret),
   )
   used = states[ids[0], 1 + j] != NONE
-  pl.when(used)(add)
+  accumulate(add, used, dq, sums, buffers, ids, counts)
 
-  @pl.when(~used)
-  def _():
-    stored[slot] = loaded[slot]
-
-  store(sums, stored, sems[1], ids, counts)
-
-  @pl.when(j == last_j)
-  def _():
-    scale = q.shape[1] ** -0.5
-    dq[...] = (stored[slot] * scale).T.astype(dq.dtype)
-
-  @pl.when(i == last_i)
+  @pl.when(i == counts[1] - 1)
   def _():
     turn = (lambda x: x.T) if blocks.transposed else lambda x: x
     # q has the factor log2(e) D ** -0.5; only the scale belongs to dk.
     dk[...] = turn(dk_sum[...] * math.log(2)).astype(dk.dtype)
     dv[...] = turn(dv_sum[...]).astype(dv.dtype)
+
+
+def accumulate(add, used, dq, sums, buffers, ids, counts):
+  """Takes dq's sums one block of keys further; dq is written with the last.
+
+  Args:
+    add: (before, after) -> None, refs [D bq], where the keys are `used`.
+    used: Whether any of the keys are.
+    dq: The output's block [bq D].
+    sums: In HBM [B H nq D bq].
+    buffers: Those of sums as loaded and as stored, with their semaphores.
+    ids: Of the grid step.
+    counts: Blocks of keys, and of queries.
+  """
+  loaded, stored, load_sem, store_sem = buffers
+  slot = _load(sums, loaded, stored, load_sem, store_sem, ids, counts)
+
+  @pl.when(used)
+  def _():
+    add(loaded.at[slot], stored.at[slot])
+
+  @pl.when(~used)
+  def _():
+    stored[slot] = loaded[slot]
+
+  _store(sums, stored, store_sem, ids, counts)
+
+  @pl.when(ids[2] == counts[0] - 1)
+  def _():
+    dq[...] = (stored[slot] * dq.shape[1] ** -0.5).T.astype(dq.dtype)
 
 
 def _copies(sums, buffer, sem, ids, step, count):
@@ -79,7 +97,7 @@ def _copies(sums, buffer, sem, ids, step, count):
   return block, buffer.at[slot], sem.at[slot]
 
 
-def load(sums, loaded, stored, load_sem, store_sem, ids, counts):
+def _load(sums, loaded, stored, load_sem, store_sem, ids, counts):
   """Has dq's sums so far in `loaded`, and `stored` free; returns the slot."""
   (_, _, j, i), (blocks, count) = ids, counts
   step, steps = j * count + i, blocks * count
@@ -119,7 +137,7 @@ def load(sums, loaded, stored, load_sem, store_sem, ids, counts):
   return slot
 
 
-def store(sums, stored, sem, ids, counts):
+def _store(sums, stored, sem, ids, counts):
   """Sends dq's sums to HBM; after the last keys nobody needs them."""
   (_, _, j, i), (blocks, count) = ids, counts
 
@@ -157,38 +175,87 @@ def _add(q, do, lse, delta, k, v, kt, dk, dv, before, after, *, blocks, dot):
     after[...] = sofar + dot(kt[:, part], ds, (1, 0))
 
 
-def _grid(q, k, blocks):
-  """Which blocks a step has, and what stays on chip."""
-  (batch, heads, rows, dim), keys = q.shape, k.shape[2]
-  bq, bk = blocks.q, blocks.k
-  last = keys // bk - 1
-  queries = pl.BlockSpec(
-    (None, None, bq, dim), lambda b, h, j, i, _: (b, h, i, 0)
+def queries(blocks: tpu_blocks.Blocks, size: int) -> pl.BlockSpec:
+  """Of an array [B H T size]."""
+  return pl.BlockSpec(
+    (None, None, blocks.q, size), lambda b, h, j, i, _: (b, h, i, 0)
   )
-  row = pl.BlockSpec((None, None, 1, bq), lambda b, h, j, i, _: (b, h, 0, i))
-  keyed = pl.BlockSpec(
-    (None, None, bk, dim), lambda b, h, j, i, _: (b, h, j, 0)
+
+
+def keyed(blocks: tpu_blocks.Blocks, size: int) -> pl.BlockSpec:
+  """Of an array [B H S size]."""
+  return pl.BlockSpec(
+    (None, None, blocks.k, size), lambda b, h, j, i, _: (b, h, j, 0)
   )
-  # Written with the last keys only: until then it stays on chip.
-  dq = pl.BlockSpec(
-    (None, None, bq, dim),
+
+
+def _last(blocks, dim, last):
+  """Of dq. Written with the last keys only: until then it stays on chip."""
+  return pl.BlockSpec(
+    (None, None, blocks.q, dim),
     lambda b, h, j, i, _: (b, h, jnp.where(j == last, i, 0), 0),
   )
-  key_sums = pltpu.VMEM(
-    (dim, bk) if blocks.transposed else (bk, dim), jnp.float32
-  )
-  buffers = pltpu.VMEM((2, dim, bq), jnp.float32)
+
+
+def run(
+  kernel: Callable[..., None],
+  arrays: Sequence[Array],
+  like: Sequence[Array],
+  *,
+  in_specs: Sequence[pl.BlockSpec],
+  scratch: Sequence[Any],
+  blocks: tpu_blocks.Blocks,
+  moved: int,
+  interpret: Any,
+) -> list[Array]:
+  """The three gradients by a kernel that calls `accumulate`.
+
+  Args:
+    kernel: Its refs are of `arrays`, dq, dk, dv, dq's sums, `scratch` and the
+      buffers; blocks, counts and interpret come by name.
+    arrays: `states` of the blocks of keys, then what `in_specs` are of.
+    like: q, k and v.
+    in_specs: For a grid of sample, head, block of keys and block of queries.
+    scratch: Shapes on chip.
+    blocks: Tokens of the blocks.
+    moved: Bytes to and from memory for each number of a block of q, a step.
+    interpret: As of `pallas_call`.
+  """
+  (batch, heads, rows, dim), keys = like[0].shape, like[1].shape[2]
+  counts = keys // blocks.k, rows // blocks.q
+  shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like]
+  sums = (batch, heads, counts[1], dim, blocks.q)
+  buffers = pltpu.VMEM((2, dim, blocks.q), jnp.float32)
   semaphores = pltpu.SemaphoreType.DMA((2,))
-  return pltpu.PrefetchScalarGridSpec(
-    num_scalar_prefetch=1,
-    grid=(batch, heads, keys // bk, rows // bq),
-    in_specs=[queries, queries, row, row, keyed, keyed],
-    out_specs=(dq, keyed, keyed, pl.BlockSpec(memory_space=pl.ANY)),
-    scratch_shapes=[
-      pltpu.VMEM((dim, bk), k.dtype),
-      *(key_sums, key_sums, buffers, buffers, semaphores, semaphores),
-    ],
-  )
+  *gradients, _ = pl.pallas_call(
+    functools.partial(
+      kernel, blocks=blocks, counts=counts, interpret=bool(interpret)
+    ),
+    out_shape=(*shapes, jax.ShapeDtypeStruct(sums, jnp.float32)),
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=1,
+      grid=(batch, heads, *counts),
+      in_specs=in_specs,
+      out_specs=(
+        _last(blocks, dim, counts[0] - 1),
+        *(keyed(blocks, dim), keyed(blocks, dim)),
+        pl.BlockSpec(memory_space=pl.ANY),
+      ),
+      scratch_shapes=[*scratch, buffers, buffers, semaphores, semaphores],
+    ),
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=('parallel', 'parallel', 'arbitrary', 'arbitrary'),
+      vmem_limit_bytes=blocks.vmem,
+    ),
+    cost_estimate=pl.CostEstimate(
+      flops=10 * batch * heads * rows * keys * dim,
+      transcendentals=batch * heads * rows * keys,
+      bytes_accessed=moved * batch * heads * dim * rows * counts[0],
+    ),
+    interpret=interpret,
+    name='attention_backward',
+  )(*arrays)
+  return gradients
 
 
 def attention_vjp(
@@ -202,9 +269,7 @@ def attention_vjp(
   *,
   blocks: tpu_blocks.Blocks,
   interpret=False,
-) -> tuple[
-  Float[Array, 'B H T D'], Float[Array, 'B H S D'], Float[Array, 'B H S D']
-]:
+) -> list[Float[Array, 'B H _ D']]:
   """Runs the kernel on arrays that are whole numbers of blocks.
 
   Args:
@@ -222,26 +287,21 @@ def attention_vjp(
     Gradients of the unscaled queries, keys and values. Those of masked keys
     are finite, but mean nothing.
   """
-  (batch, heads, rows, dim), keys = q.shape, k.shape[2]
-  counts = keys // blocks.k, rows // blocks.q
-  shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
-  sums = (batch, heads, counts[1], dim, blocks.q)
-  dq, dk, dv, _ = pl.pallas_call(
-    functools.partial(
-      kernel, blocks=blocks, counts=counts, interpret=bool(interpret)
-    ),
-    out_shape=(*shapes, jax.ShapeDtypeStruct(sums, jnp.float32)),
-    grid_spec=_grid(q, k, blocks),
-    compiler_params=pltpu.CompilerParams(
-      dimension_semantics=('parallel', 'parallel', 'arbitrary', 'arbitrary'),
-      vmem_limit_bytes=blocks.vmem,
-    ),
-    cost_estimate=pl.CostEstimate(
-      flops=10 * batch * heads * rows * keys * dim,
-      transcendentals=batch * heads * rows * keys,
-      bytes_accessed=12 * batch * heads * dim * rows * counts[0],
-    ),
+  dim, bq, bk = q.shape[3], blocks.q, blocks.k
+  row = pl.BlockSpec((None, None, 1, bq), lambda b, h, j, i, _: (b, h, 0, i))
+  key_sums = pltpu.VMEM(
+    (dim, bk) if blocks.transposed else (bk, dim), jnp.float32
+  )
+  return run(
+    kernel,
+    (states, q, do, lse, delta, k, v),
+    (q, k, v),
+    in_specs=[
+      *(queries(blocks, dim), queries(blocks, dim), row, row),
+      *(keyed(blocks, dim), keyed(blocks, dim)),
+    ],
+    scratch=[pltpu.VMEM((dim, bk), k.dtype), key_sums, key_sums],
+    blocks=blocks,
+    moved=12,
     interpret=interpret,
-    name='attention_backward',
-  )(states, q, do, lse, delta, k, v)
-  return dq, dk, dv
+  )

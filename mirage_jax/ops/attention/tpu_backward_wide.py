@@ -17,8 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from mirage_jax.ops.attention import tpu_blocks
-from mirage_jax.ops.attention.tpu_backward import load, store
+from mirage_jax.ops.attention import tpu_backward, tpu_blocks
 from mirage_jax.ops.attention.tpu_forward import MASKED, NONE, dot
 
 # bfloat16 numbers that add up to a float32, and where `extra` has them.
@@ -55,11 +54,10 @@ def kernel(states, q, do, more, k, v, mask, *refs, blocks, counts, interpret):
   [bk bq], and the buffers.
   """
   dq, dk, dv, sums, kt, vt, dk_sum, dv_sum, *refs = refs
-  p, ds, turned, loaded, stored, *sems = refs
+  p, ds, turned, *buffers = refs
   # Read here: the interpreter has no program_id inside of `pl.when`.
   ids = [pl.program_id(axis) for axis in range(4)]
   _, _, j, i = ids
-  last_j, last_i = (count - 1 for count in counts)
   dim = q.shape[1]
 
   @pl.when(i == 0)
@@ -76,28 +74,16 @@ def kernel(states, q, do, more, k, v, mask, *refs, blocks, counts, interpret):
     dk_sum[...] = jnp.zeros_like(dk_sum)
     dv_sum[...] = jnp.zeros_like(dv_sum)
 
-  slot = load(sums, loaded, stored, *sems, ids, counts)
   add = functools.partial(
     _add,
     *(q, do, more, kt, vt, p, ds, turned, dk_sum, dv_sum),
-    *(loaded.at[slot], stored.at[slot]),
     sub=blocks.sub,
     dot=functools.partial(dot, interpret=interpret),
   )
   used = states[ids[0], 1 + j] != NONE
-  pl.when(used)(add)
+  tpu_backward.accumulate(add, used, dq, sums, buffers, ids, counts)
 
-  @pl.when(~used)
-  def _():
-    stored[slot] = loaded[slot]
-
-  store(sums, stored, sems[1], ids, counts)
-
-  @pl.when(j == last_j)
-  def _():
-    dq[...] = (stored[slot] * dim**-0.5).T.astype(dq.dtype)
-
-  @pl.when(i == last_i)
+  @pl.when(i == counts[1] - 1)
   def _():
     # q has the factor log2(e) D ** -0.5; only the scale belongs to dk.
     dk[...] = (dk_sum[...] * math.log(2)).T.astype(dk.dtype)
@@ -164,43 +150,6 @@ def _add(
   dqs(waiting)
 
 
-def _grid(q, k, more, blocks):
-  """Which blocks a step has, and what stays on chip."""
-  (batch, heads, rows, dim), keys = q.shape, k.shape[2]
-  bq, bk, width = blocks.q, blocks.k, more.shape[3]
-  last = keys // bk - 1
-  queries = lambda size: pl.BlockSpec(
-    (None, None, bq, size), lambda b, h, j, i, _: (b, h, i, 0)
-  )
-  keyed = pl.BlockSpec(
-    (None, None, bk, dim), lambda b, h, j, i, _: (b, h, j, 0)
-  )
-  mask = pl.BlockSpec((None, 1, bk), lambda b, h, j, i, _: (b, 0, j))
-  # Written with the last keys only: until then it stays on chip.
-  dq = pl.BlockSpec(
-    (None, None, bq, dim),
-    lambda b, h, j, i, _: (b, h, jnp.where(j == last, i, 0), 0),
-  )
-  turned_keys = pltpu.VMEM((dim + width, bk), k.dtype)
-  key_sums = pltpu.VMEM((dim, bk), jnp.float32)
-  scores = pltpu.VMEM((bq, bk), k.dtype)
-  buffers = pltpu.VMEM((2, dim, bq), jnp.float32)
-  semaphores = pltpu.SemaphoreType.DMA((2,))
-  return pltpu.PrefetchScalarGridSpec(
-    num_scalar_prefetch=1,
-    grid=(batch, heads, keys // bk, rows // bq),
-    in_specs=[
-      *(queries(dim), queries(dim), queries(width), keyed, keyed, mask)
-    ],
-    out_specs=(dq, keyed, keyed, pl.BlockSpec(memory_space=pl.ANY)),
-    scratch_shapes=[
-      *(turned_keys, turned_keys, key_sums, key_sums, scores, scores),
-      pltpu.VMEM((bk, bq), k.dtype),
-      *(buffers, buffers, semaphores, semaphores),
-    ],
-  )
-
-
 def attention_vjp(
   q: Float[Array, 'B H T D'],
   k: Float[Array, 'B H S D'],
@@ -212,9 +161,7 @@ def attention_vjp(
   *,
   blocks: tpu_blocks.Blocks,
   interpret=False,
-) -> tuple[
-  Float[Array, 'B H T D'], Float[Array, 'B H S D'], Float[Array, 'B H S D']
-]:
+) -> list[Float[Array, 'B H _ D']]:
   """Runs the kernel on arrays that are whole numbers of blocks; D is 128.
 
   Args as of `tpu_backward.attention_vjp`, and
@@ -224,26 +171,23 @@ def attention_vjp(
   Returns:
     Gradients of the unscaled queries, keys and values; 0 for masked keys.
   """
-  (batch, heads, rows, dim), keys = q.shape, k.shape[2]
-  counts = keys // blocks.k, rows // blocks.q
-  shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
-  sums = (batch, heads, counts[1], dim, blocks.q)
-  dq, dk, dv, _ = pl.pallas_call(
-    functools.partial(
-      kernel, blocks=blocks, counts=counts, interpret=bool(interpret)
-    ),
-    out_shape=(*shapes, jax.ShapeDtypeStruct(sums, jnp.float32)),
-    grid_spec=_grid(q, k, more, blocks),
-    compiler_params=pltpu.CompilerParams(
-      dimension_semantics=('parallel', 'parallel', 'arbitrary', 'arbitrary'),
-      vmem_limit_bytes=blocks.vmem,
-    ),
-    cost_estimate=pl.CostEstimate(
-      flops=10 * batch * heads * rows * keys * dim,
-      transcendentals=batch * heads * rows * keys,
-      bytes_accessed=14 * batch * heads * dim * rows * counts[0],
-    ),
+  dim, bq, bk, width = q.shape[3], blocks.q, blocks.k, more.shape[3]
+  rows = [tpu_backward.queries(blocks, size) for size in (dim, dim, width)]
+  columns = [tpu_backward.keyed(blocks, dim)] * 2
+  hidden = pl.BlockSpec((None, 1, bk), lambda b, h, j, i, _: (b, 0, j))
+  turned_keys = pltpu.VMEM((dim + width, bk), k.dtype)
+  key_sums = pltpu.VMEM((dim, bk), jnp.float32)
+  scores = pltpu.VMEM((bq, bk), k.dtype)
+  return tpu_backward.run(
+    kernel,
+    (states, q, do, more, k, v, mask[:, None]),
+    (q, k, v),
+    in_specs=[*rows, *columns, hidden],
+    scratch=[
+      *(turned_keys, turned_keys, key_sums, key_sums, scores, scores),
+      pltpu.VMEM((bk, bq), k.dtype),
+    ],
+    blocks=blocks,
+    moved=14,
     interpret=interpret,
-    name='attention_backward',
-  )(states, q, do, more, k, v, mask[:, None])
-  return dq, dk, dv
+  )
