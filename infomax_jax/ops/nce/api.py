@@ -53,32 +53,20 @@ def against_all(
   return chunked.against_all(sources, targets, clip, block, kernels)
 
 
-def _pallas(name, interpret):
+def _kernels(name, backend, interpret=False):
   return Kernels(
     name=name,
-    forward=functools.partial(pallas_tpu.forward, interpret=interpret),
-    backward=functools.partial(pallas_tpu.backward, interpret=interpret),
-    tile_limit=pallas_tpu.tile_limit,
-    rows=pallas_tpu.ROWS,
-    lanes=pallas_tpu.LANES,
-    starts=True,
-  )
-
-
-def _pallas_gpu(name, interpret):
-  return Kernels(
-    name=name,
-    forward=functools.partial(pallas_gpu.forward, interpret=interpret),
-    backward=functools.partial(pallas_gpu.backward, interpret=interpret),
-    tile_limit=pallas_gpu.tile_limit,
-    rows=pallas_gpu.LANES,
-    lanes=pallas_gpu.LANES,
+    forward=functools.partial(backend.forward, interpret=interpret),
+    backward=functools.partial(backend.backward, interpret=interpret),
+    tile_limit=backend.tile_limit,
+    rows=backend.ROWS,
+    lanes=backend.LANES,
   )
 
 
 KERNELS = {
-  'pallas': _pallas('pallas', False),
-  'pallas_interpret': _pallas('pallas_interpret', True),
-  'pallas_gpu': _pallas_gpu('pallas_gpu', False),
-  'pallas_gpu_interpret': _pallas_gpu('pallas_gpu_interpret', True),
+  'pallas': _kernels('pallas', pallas_tpu),
+  'pallas_interpret': _kernels('pallas_interpret', pallas_tpu, True),
+  'pallas_gpu': _kernels('pallas_gpu', pallas_gpu),
+  'pallas_gpu_interpret': _kernels('pallas_gpu_interpret', pallas_gpu, True),
 }

@@ -88,9 +88,7 @@ def _forward_local(plan, sources, targets):
     return none, _each_tile(tile, (zeros, zeros), (tiles, image))[0]
 
   fetch = _fetch(plan, sources)
-  _, sums, chunks = _pipelined(
-    fetch, work, lambda sums: sums, None, len(plan.sizes)
-  )
+  _, sums, chunks = _pipelined(fetch, work, lambda sums: sums, len(plan.sizes))
   terms, squares = zip(*sums, strict=True)
   terms = _own_sums(plan, terms, kinds)
   squares = _in_order(plan, squares).reshape(plan.around, kinds, -1).sum((0, 2))
@@ -111,25 +109,21 @@ def _backward_local(
   def work(total, chunk, i):
     def tile(g_chunk, xs):
       part, total = plan.kernels.backward(
-        chunk, xs[0], owners(i), xs[1], stats(i), xs[2], clip=plan.clip, **only
+        *(chunk, xs[0], owners(i), xs[1], stats(i), xs[2]),
+        clip=plan.clip,
+        cores=plan.cores,
       )
       return part if g_chunk is None else g_chunk + part, total
 
-    only = dict(cores=plan.cores) if total is None else {}
     zeros = jnp.zeros(chunk.shape, jnp.float32)
     g_chunk, total = _each_tile(tile, zeros, (tiles, image, total))
     rows = plan.around * plan.sizes[i if isinstance(i, int) else 0]
     return total, g_chunk[:rows].astype(chunk.dtype)
 
-  total = None
-  if not plan.kernels.starts:
-    count, rows, dim = tiles.shape
-    total = jnp.zeros((count, plan.cores, rows, dim), jnp.float32)
   total, sent, _ = _pipelined(
     _fetch(plan, sources, chunks),
     work,
     functools.partial(_scattered, plan.outer),
-    total,
     len(plan.sizes),
   )
   g_sources = jnp.concatenate(sent).reshape(kinds, -1, sources.shape[-1])
@@ -147,12 +141,12 @@ def _each_tile(work, zeros, xs):
   return carry, jax.tree.map(lambda x: x[None], out)
 
 
-def _pipelined(fetch, work, send, carry, count):
+def _pipelined(fetch, work, send, count):
   """`work` on each chunk while the next comes and the last result leaves.
 
   fetch(i, last) -> chunk, after the last one; work(carry, chunk, i) -> (carry,
-  result); send(result). Barriers keep the order: XLA would do some of the last
-  things first.
+  result), from a carry of None; send(result). Barriers keep the order: XLA would
+  do some of the last things first.
 
   Returns:
     The carry, all that was sent, and the chunks unless they are too many.
@@ -161,7 +155,7 @@ def _pipelined(fetch, work, send, carry, count):
   chunks, out = [chunk], []
   if count > 1:
     chunks.append(fetch(1, chunk))
-  carry, result = work(carry, chunk, 0)
+  carry, result = work(None, chunk, 0)
 
   def turn(state, i):
     carry, chunk, result = state

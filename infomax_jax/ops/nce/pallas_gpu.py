@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
-LANES = 128  # sources and targets of a block of the forward kernel
+LANES = ROWS = 128  # sources and targets of a block of the forward kernel
 LARGEST = 2**20  # targets; their channels are counted in 32 bits
 
 
@@ -46,18 +46,8 @@ BLOCKS = {
 
 
 def tile_limit(dim: int, dtype: str) -> int:
-  """Targets that one call takes at most.
-
-  Raises:
-    ValueError: The kernels do not take these channels or this dtype.
-  """
-  wrong = None
-  if dtype not in BLOCKS:
-    wrong = f'dtype {dtype}, only {" and ".join(BLOCKS)}'
-  elif dim % LANES:
-    wrong = f'{dim} channels, only multiples of {LANES}'
-  if wrong:
-    raise ValueError(f"nce 'pallas_gpu' does not do {wrong}; use nce 'xla'.")
+  """Targets that one call takes at most."""
+  del dim, dtype
   return LARGEST
 
 
@@ -120,12 +110,15 @@ def backward(
   owner: Int[Array, ' R'],
   image: Int[Array, ' M'],
   stats: Float[Array, '3 R'],
-  total: Float[Array, 'N M C'],
+  total: Float[Array, 'N M C'] | None,
   *,
   clip: float,
+  cores: int = 1,
   interpret: bool = False,
 ) -> tuple[Float[Array, 'R C'], Float[Array, 'N M C']]:
   """See `pallas_tpu.backward`; all is added to the first part of `total`."""
+  if total is None:
+    total = jnp.zeros((cores, *targets.shape), jnp.float32)
   pull = functools.partial(
     _pull, (owner, image, stats), clip=clip, interpret=interpret
   )

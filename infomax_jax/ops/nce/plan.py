@@ -10,6 +10,7 @@ import jax
 
 from infomax_jax.ops.nce.reference import LARGEST_CLIP
 
+DTYPES = ('float32', 'bfloat16')
 TILE = 8  # rows of a TPU's arrays in memory
 LEAST = 2048  # Sources of a chunk below which what a call costs besides counts.
 UNROLLED = 6  # Chunks up to which a loop would cost copies and save little.
@@ -23,10 +24,9 @@ class Kernels:
     name: Under which it is chosen.
     forward: Sums over a tile of targets for each source of a chunk.
     backward: Their gradients.
-    tile_limit: Targets in a tile at most.
+    tile_limit: Targets in a tile at most, of so many channels and a dtype.
     rows: A tile's targets are a multiple of it.
-    lanes: A chunk's sources are a multiple of it.
-    starts: Whether `backward` takes None for a sum of nothing so far.
+    lanes: A chunk's sources, and the channels, are a multiple of it.
   """
 
   name: str
@@ -35,7 +35,6 @@ class Kernels:
   tile_limit: Callable[[int, str], int]
   rows: int
   lanes: int
-  starts: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +81,17 @@ def make(
     ValueError: The kernels cannot do it; names what can.
   """
   batch, kinds, dim = shape
-  kernels.tile_limit(dim, dtype)
+  wrong = None
+  if dtype not in DTYPES:
+    wrong = f'dtype {dtype}, only {" and ".join(DTYPES)}'
+  elif dim % kernels.lanes:
+    wrong = f'{dim} channels, only multiples of {kernels.lanes}'
+  elif not kernels.tile_limit(dim, dtype):
+    wrong = f'{dim} channels: {kernels.rows} targets exceed its memory'
+  if wrong:
+    raise ValueError(
+      f"nce {kernels.name!r} does not do {wrong}; use nce 'xla'."
+    )
   if clip is None or clip > LARGEST_CLIP:
     raise ValueError(
       f'nce {kernels.name!r} needs a clip up to {LARGEST_CLIP:g}, got {clip}; '
