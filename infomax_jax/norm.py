@@ -75,7 +75,6 @@ class BatchNorm(nn.Module):
       )
     if self.is_initializing():
       return
-    centre, spread = jax.lax.stop_gradient((centre, spread))
     spread = spread * (count / (count - 1))
     for view in range(len(centre)):
       for running, batch in ((mean, centre), (var, spread)):

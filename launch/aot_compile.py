@@ -122,7 +122,7 @@ def compile_step(
     mesh,
     aot_memory.Memory.of(compiled, program.target, batch),
     time.perf_counter() - start,
-    tuple(shared_rows(mesh, size)) if build is loop.build else (),
+    tuple(shared_rows(mesh, size)) if exp.dataset else (),  # None is loaded.
   )
 
 

@@ -6,6 +6,7 @@ dtype: nothing is learned. A clip takes as many such steps as its schedule has.
 """
 
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 from flax import linen as nn
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from launch import loop
 from launch.errors import UserError
-from mirage_jax import cache, config as config_lib, flow, sampler, sharding
+from mirage_jax import cache, config as config_lib, flow, sampler
 from mirage_jax.dit import Mirage
 from mirage_jax.guidance import Guidance
 from mirage_jax.latent_batch import abstract_batch, fresh_params
@@ -52,7 +53,6 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
       f'--sample takes configs of {EXPERIMENT}; this one trains '
       f'{config["experiment"]}'
     )
-  told = loop.build(config)  # Says what is wrong with the config.
   model = Mirage(config_lib.build(config_lib.MirageConfig, config['model']))
   shapes = abstract_batch(config, config['batch_size'])
   sigmas = jnp.asarray(flow.linear_quadratic(STEPS))
@@ -74,12 +74,12 @@ def experiment(config: Mapping[str, Any]) -> Experiment:
     video = advance(state.video, sigmas[now], sigmas[now + 1]).x
     return state.replace(step=now + 1, video=video), {}
 
-  return Experiment(
+  # Of training what is no step stays; what is wrong with the config it tells.
+  return dataclasses.replace(
+    loop.build(config),
     init=init,
     train_step=step,
-    dataset=told.dataset,
+    dataset=None,
     eval_step=None,
-    eval_dataset=told.eval_dataset,
-    axis_rules=sharding.AXIS_RULES,
-    tokens_per_step=told.tokens_per_step,
+    eval_dataset=None,
   )

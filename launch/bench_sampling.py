@@ -214,8 +214,11 @@ def describe(way: Way) -> str:
   if way.generator.own_steps:
     parts.append('distilled')
   caching = settings.caching
-  for name in ('branches', 'attention', 'blocks'):
-    every = getattr(caching, 'guidance' if name == 'branches' else name)
+  for name, every in (
+    ('branches', caching.guidance),
+    ('attention', caching.attention),
+    ('blocks', caching.blocks),
+  ):
     if every > 1:
       parts.append(f'{name} at every {every}. step')
   if way.generator.quantised != quantise.NONE:

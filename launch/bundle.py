@@ -176,7 +176,7 @@ def load(path: str | os.PathLike = DEFAULT) -> Bundle:
           f'--changes={path} --vae=BUNDLE'
         )
       beside = pathlib.Path(path).with_name(config['base'])
-      return changed(path, beside)
+      return _changed(path, config, tree, beside)
     _check(config, 'dit' in tree)
     return Bundle(config, tree['vae'], tree['stats'], tree.get('dit'))
 
@@ -187,26 +187,31 @@ def changed(path: str | os.PathLike, base: str | os.PathLike) -> Bundle:
   Raises:
     UserError: the file holds none, or those of another transformer.
   """
-  made = load(base)
   with weights_file.reading(path, KIND) as (config, tree):
     if 'lora' not in config:
       raise UserError(
         f'{path}: holds no changes; give a file of `launch.export '
         '--changes_only`'
       )
-    if 'base' in config:
-      same = made.dit is not None and digest(made.dit) == config['sha256']
-    else:
-      same = made.dit is not None and made.config['dit'] == config['model']
-    if not same:
-      raise UserError(
-        f'{path}: changes another transformer than that of {base}; give that '
-        'one, or train the changes again'
-      )
-    cfg = config_lib.build(lora.LoraConfig, config['lora'])
-    dit = lora.merge(made.dit, tree['changes'], cfg)
-    sigmas = {k: config[k] for k in ('sigmas',) if k in config}
-    return dataclasses.replace(made, config={**made.config, **sigmas}, dit=dit)
+    return _changed(path, config, tree, base)
+
+
+def _changed(path, config, tree, base):
+  made = load(base)
+  same = made.dit is not None and (
+    digest(made.dit) == config['sha256']
+    if 'base' in config
+    else made.config['dit'] == config['model']
+  )
+  if not same:
+    raise UserError(
+      f'{path}: changes another transformer than that of {base}; give that '
+      'one, or train the changes again'
+    )
+  cfg = config_lib.build(lora.LoraConfig, config['lora'])
+  dit = lora.merge(made.dit, tree['changes'], cfg)
+  sigmas = {k: config[k] for k in ('sigmas',) if k in config}
+  return dataclasses.replace(made, config={**made.config, **sigmas}, dit=dit)
 
 
 def _check(config, has_dit):

@@ -52,8 +52,8 @@ class Conditions:
         f'{"features" if self._sources.speech else "log-mel features"} of '
         'sound; give a checkpoint that was trained on them'
       )
-    if self._sources.speech:
-      self._speech_place()  # What is not there is told at once.
+    # What is not there is told at once.
+    self._speech_place = self._find_speech() if self._sources.speech else None
 
   @property
   def text_length(self) -> int:
@@ -73,7 +73,7 @@ class Conditions:
       raise UserError(f'{flag}: this checkpoint takes no text; leave it out')
     length, most, unit = len(text.encode()), self.text_length, 'bytes'
     if self._sources.text:
-      ids = tokenizer.load(self._text_place().tokenizer)
+      ids = tokenizer.load(self._find_text().tokenizer)
       length, most, unit = len(ids(text)), self._num_tokens, 'tokens'
     if length > most:
       raise UserError(
@@ -111,7 +111,7 @@ class Conditions:
     from launch import encoders  # Brings Orbax, which takes a second.
 
     if self._speech is None:
-      self._speech = encoders.load_speech(self._speech_place())
+      self._speech = encoders.load_speech(self._speech_place)
     frame = RATE // TOKEN_RATE
     tokens = self._speech(wave[begin * frame : end * frame], end - begin)
     return encoders.half(tokens, 'the sound').astype(np.float32)
@@ -123,7 +123,7 @@ class Conditions:
       return
     from launch import encoders
 
-    encode = encoders.TextEncoder(self._text_place())
+    encode = encoders.TextEncoder(self._find_text())
     for text in sorted(new):
       if len(self._known) >= KNOWN:
         self._known.pop(next(iter(self._known)))
@@ -142,7 +142,7 @@ class Conditions:
     found = np.zeros((0, self._model.text.in_dim))
     return text_lib.pad(self._known.get(text, found), length)
 
-  def _speech_place(self):
+  def _find_speech(self):
     from launch import encoders
 
     source = self._sources.speech
@@ -151,7 +151,7 @@ class Conditions:
     self._check_same('speech', where, found.digest, source.digest)
     return found
 
-  def _text_place(self):
+  def _find_text(self):
     from launch import encoders
 
     source = self._sources.text

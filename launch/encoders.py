@@ -17,14 +17,13 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-from launch import convert_ours, tokenizer
+from launch import convert_ours, encode, tokenizer
 from launch.encoder_sources import SpeechSource, TextSource
 from launch.errors import UserError
 from launch.shards import read_json
 from mirage_jax import audio, config as config_lib
 from mirage_jax.encoders import frames, t5, wav2vec2, whisper
 
-KNOWN = 64  # Captions whose features are kept.
 KINDS = {
   'wav2vec2': (wav2vec2.Wav2Vec2Config, frames.Wav2Vec2Features),
   'whisper': (whisper.WhisperConfig, frames.WhisperFeatures),
@@ -72,7 +71,7 @@ def text_source(
   """
   kind, cfg, digest = _look(folder, {'t5': t5.T5Config})
   path = tokenizer.find(tokens)
-  read = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+  read = encode.file_hash(path)
   return TextSource(
     kind, str(folder), digest, cfg.width, str(path), read, length
   )
@@ -88,7 +87,7 @@ def load_speech(source: SpeechSource) -> audio.AudioFeatures:
 
 
 class TextEncoder:
-  """Captions to features; one that comes again soon is not encoded again."""
+  """Captions to features."""
 
   def __init__(self, source: TextSource):
     """Raises UserError for weights or a tokenizer that are damaged."""
@@ -96,7 +95,6 @@ class TextEncoder:
     self._cfg = config_lib.build(t5.T5Config, config['t5'])
     self._source = source
     self._tokens = tokenizer.load(source.tokenizer)
-    self._known: dict[str, np.ndarray] = {}
 
   def __call__(self, caption: str) -> Float[np.ndarray, 'L Ct']:
     """float16 features of the caption's first tokens.
@@ -110,13 +108,6 @@ class TextEncoder:
     """
     if not caption:
       return np.zeros((0, self._cfg.width), np.float16)
-    if caption not in self._known:
-      if len(self._known) >= KNOWN:
-        self._known.pop(next(iter(self._known)))
-      self._known[caption] = self._encode(caption)
-    return self._known[caption]
-
-  def _encode(self, caption):
     length = self._source.length
     ids = np.array(self._tokens(caption)[:length], np.int32)
     if ids.max(initial=0) >= self._cfg.vocab or ids.min(initial=0) < 0:

@@ -25,8 +25,9 @@ Run the same command again after a kill: it continues, and the result is the
 same to the byte.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import functools
 import os
 import pathlib
 import sys
@@ -42,6 +43,8 @@ from launch.encoder_sources import Sources
 from launch.encoders import half
 from launch.errors import UserError, one_line
 from mirage_jax import audio, augment
+
+KNOWN = 64  # Captions whose features are kept.
 
 _DATA = flags.DEFINE_string('data', None, 'folder of latents shards')
 _CLIPS = flags.DEFINE_string(
@@ -158,7 +161,9 @@ def make(
 ) -> None:
   """Writes the shards that are missing."""
   speech = encoders.load_speech(made_by.speech) if made_by.speech else None
-  text = encoders.TextEncoder(made_by.text) if made_by.text else None
+  text = None
+  if made_by.text:
+    text = functools.lru_cache(KNOWN)(encoders.TextEncoder(made_by.text))
 
   def task(index):
     path = paths[index]
@@ -173,7 +178,7 @@ def outcomes(
   path: pathlib.Path,
   waves: Mapping[str, Float[np.ndarray, '_']],
   speech: audio.AudioFeatures | None,
-  text: encoders.TextEncoder | None,
+  text: Callable[[str], Float[np.ndarray, 'L Ct']] | None,
   voices: int,
 ) -> Iterator[shards.Outcome]:
   """One record for each of a latents shard.

@@ -47,9 +47,9 @@ class Experiment:
 
   init: Callable
   train_step: Callable
-  dataset: Callable
-  eval_step: Callable
-  eval_dataset: Callable
+  dataset: Callable | None
+  eval_step: Callable | None
+  eval_dataset: Callable | None
   axis_rules: tuple
   tokens_per_step: int = 0
   adopt: Callable | None = None
