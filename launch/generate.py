@@ -3,7 +3,8 @@
 Every window has as many chunks as in training. The first starts from nothing
 but its conditions; each further one also sees the last latents before it, as
 clean reference tokens, and goes on from them. The last ends where the sound
-does: the chunks that it shares with the one before are kept as they are.
+does. Chunks that a window shares with the one before are kept as they are, and
+keep the noise that they came from; more of that in `settings.Joints`.
 """
 
 from collections.abc import Callable, Iterator
@@ -91,7 +92,7 @@ class Generator:
   @property
   def window_frames(self) -> int:
     """Frames of one window."""
-    return self._bundle.config['data']['num_chunks'] * CHUNK
+    return self._num_chunks * CHUNK
 
   @property
   def own_steps(self) -> int:
@@ -103,13 +104,22 @@ class Generator:
     """How to sample unless told otherwise."""
     return Settings(self.own_steps) if self.own_steps else USUAL
 
-  def num_windows(self, num_samples: int) -> int:
-    """Windows it takes for so many samples of sound."""
-    return len(self._starts(num_samples))
+  def num_windows(self, num_samples: int, overlap: int = 0) -> int:
+    """Windows it takes for so many samples of sound, see `Joints`."""
+    return len(self._starts(num_samples, overlap))
 
-  def _starts(self, num_samples):
-    chunks = -(-num_frames(num_samples) // CHUNK)
-    return window_starts(chunks, self.window_frames // CHUNK) if chunks else []
+  def _starts(self, num_samples, overlap):
+    chunks, size = -(-num_frames(num_samples) // CHUNK), self._num_chunks
+    if overlap >= size:
+      raise UserError(
+        f'--overlap={overlap}: a window of this checkpoint has {size} s, of '
+        f'which it can share {size - 1}'
+      )
+    return window_starts(chunks, size, overlap) if chunks else []
+
+  @property
+  def _num_chunks(self):
+    return self._bundle.config['data']['num_chunks']
 
   def __call__(
     self,
@@ -150,9 +160,10 @@ class Generator:
     Raises:
       UserError: the wave is empty, the image has another size, the model takes
         no text or not so much, or reads through an encoder that is not there,
-        or is distilled and takes other steps. At once, before the first window.
+        or is distilled and takes other steps, or windows are to share too much.
+        At once, before the first window.
     """
-    starts = self._starts(len(wave))
+    starts = self._starts(len(wave), settings.joints.overlap)
     if not starts:
       raise UserError('the audio has no samples: nothing to speak')
     if image is not None and image.shape != (self.size, self.size, 3):
@@ -202,18 +213,20 @@ class Generator:
     with stage('encode'):
       tokens = self._conditions.sound(wave, starts[-1] * CHUNK + size)
       self._conditions.learn([text, settings.negative_text])
-    root, anchor = jax.random.key(settings.seed), None
-    chunk, recent = self._vae.cfg.num_latents(CHUNK), Recent(self._memory)
+    joints, anchor, noise = settings.joints, None, None
+    chunk, recent = self._chunk, Recent(self._memory)
     for index, start in enumerate(starts):
       audio = tokens[start * CHUNK :][:size]
       with stage('sample'):
-        if image is not None and anchor is None:
+        if index and not joints.anchor:
+          anchor = None
+        elif image is not None and anchor is None:
           anchor = self._encode_image(image)
-        key = jax.random.fold_in(root, index)
         past, known = recent.split(start * chunk)
+        noise = self._noise(index, start, settings, noise, len(known))
         cond = self._cond(audio, text, anchor, past)
         cond |= self._negative(settings.negative_text)
-        window = self._sample(key, cond, known, settings, progress)
+        window = self._sample(noise, cond, known, settings, progress)
         new = window[len(known) :]
         recent.add(new)
       with stage('decode'):
@@ -225,27 +238,47 @@ class Generator:
   @property
   def _memory(self):
     """Latents that a window can ask for: the one before it, and its past."""
-    window = self._bundle.config['data']
-    chunk = self._vae.cfg.num_latents(CHUNK)
-    return window['num_chunks'] * chunk + window['past']
+    past = self._bundle.config['data']['past']
+    return self._num_chunks * self._chunk + past
+
+  @property
+  def _chunk(self):
+    """Latents of a chunk."""
+    return self._vae.cfg.num_latents(CHUNK)
+
+  @property
+  def _latent_size(self):
+    """Rows, columns and channels."""
+    grid = self.size // self._vae.cfg.space_factor
+    return grid, grid, self._vae.cfg.latent_channels
+
+  def _noise(self, index, start, settings, before, shared):
+    """The noise of a window; what it shares with the last one's is that."""
+    root = jax.random.key(settings.seed)
+    key = jax.random.fold_in(root, 0 if settings.joints.reuse_noise else index)
+    shape = (1, self._num_chunks * self._chunk, *self._latent_size)
+    noise = np.array(jax.random.normal(key, shape))
+    if settings.joints.reuse_noise:
+      return np.roll(noise, -start * self._chunk, axis=1)
+    if shared:
+      noise[:, :shared] = before[:, -shared:]
+    return noise
 
   def _encode_image(self, image):
     b = self._bundle
     return latents_lib.encode_image(self._vae, b.vae, b.stats, image)[0]
 
   def _cond(self, audio, text, anchor, past):
-    window = self._bundle.config['data']
-    grid = self.size // self._vae.cfg.space_factor
-    shape = (1 + window['past'], grid, grid, self._vae.cfg.latent_channels)
-    reference = np.zeros(shape, np.float32)
-    mask = np.zeros(shape[0], bool)
+    count = self._bundle.config['data']['past']
+    reference = np.zeros((1 + count, *self._latent_size), np.float32)
+    mask = np.zeros(1 + count, bool)
     if anchor is not None:
       reference[0], mask[0] = anchor, True
-    if past is not None and window['past'] and len(past):
-      reference[1:], mask[1:] = past[-window['past'] :], True
+    if past is not None and count and len(past):
+      reference[1:], mask[1:] = past[-count:], True
     cond = dict(
       reference=reference,
-      reference_time=rope.reference_times(IMAGE_SECONDS, window['past']),
+      reference_time=rope.reference_times(IMAGE_SECONDS, count),
       reference_mask=mask,
       audio=audio,
       audio_mask=np.ones(len(audio), bool),
@@ -263,14 +296,12 @@ class Generator:
       'negative_text_mask': jnp.asarray(mask)[None],
     }
 
-  def _sample(self, key, cond, known, settings, progress):
-    frames = self.window_frames // CHUNK * self._vae.cfg.num_latents(CHUNK)
-    noise = jax.random.normal(key, (1, frames, *cond['reference'].shape[2:]))
+  def _sample(self, noise, cond, known, settings, progress):
     return draw(
       self._model,
       self._params,
       cond,
-      noise,
+      jnp.asarray(noise),
       known,
       settings,
       self._sigmas,

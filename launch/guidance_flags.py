@@ -135,6 +135,15 @@ class SamplingFlags:
       'run the network once for each weight instead of on one larger batch: '
       'less memory, the same video but for rounding',
     )
+    self._joints = {
+      'overlap': flags.DEFINE_integer(
+        'overlap', 0, _HELP['overlap'], lower_bound=0
+      ),
+      'reuse_noise': flags.DEFINE_bool(
+        'reuse_noise', False, _HELP['reuse_noise']
+      ),
+      'anchor': flags.DEFINE_bool('anchor', True, _HELP['anchor']),
+    }
 
   def guidance(self) -> Guidance:
     """As the flags have it; UserError names one that is wrong."""
@@ -156,8 +165,11 @@ class SamplingFlags:
     Raises:
       UserError: It names the flag that is wrong.
     """
-    if own_steps and not set(self.changed()) - {'quantise'}:
-      return settings_lib.Settings(own_steps, seed=seed)
+    joints = settings_lib.Joints(
+      **{k: f.value for k, f in self._joints.items()}
+    )
+    if own_steps and not set(self.changed()) - {'quantise', *self._joints}:
+      return settings_lib.Settings(own_steps, seed=seed, joints=joints)
     return settings_lib.Settings(
       self._steps.value,
       self.guidance(),
@@ -165,6 +177,7 @@ class SamplingFlags:
       self._solver.value,
       self._words['negative_text'].value,
       make_caching(self._words['cache'].value),
+      joints,
     )
 
   @property
@@ -176,6 +189,7 @@ class SamplingFlags:
     """Names and values of the flags that differ from their defaults."""
     holders = [self._steps, self._solver, self._sequential]
     holders += [*self._numbers.values(), *self._words.values()]
+    holders += self._joints.values()
     return {h.name: h.value for h in holders if h.value != h.default}
 
 
@@ -204,4 +218,10 @@ _HELP = {
   'negative_text': 'what is not to be seen; needs --text_cfg or --joint_cfg',
   'cache': CACHE_HELP,
   'quantise': QUANTISE_HELP,
+  'overlap': 'for long videos: seconds that each window shares with the one '
+  'before; they are kept as they are',
+  'reuse_noise': 'for long videos: start every window from the noise of the '
+  'first, so that what noise decides stays',
+  'anchor': 'for long videos: show every window the image, or, without one, the '
+  'first frame; with --noanchor the past alone tells who is shown',
 }

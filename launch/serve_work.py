@@ -87,7 +87,8 @@ class Studio:
     with watch('read'):
       image = self._look(order)
     job.seconds, job.wave = len(wave) / RATE, outline(wave)
-    job.steps = self._generator.num_windows(len(wave)) * settings.steps
+    overlap = settings.joints.overlap
+    job.steps = self._generator.num_windows(len(wave), overlap) * settings.steps
     windows = self._generator.windows(
       wave, image, order.text, settings, job.advance, watch
     )

@@ -1,4 +1,4 @@
-"""How to sample, checked once: steps, guidance, solver, caching."""
+"""How to sample, checked once: steps, guidance, solver, caching, windows."""
 
 import dataclasses
 
@@ -14,6 +14,27 @@ AUDIO_CFG = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
+class Joints:
+  """What a window of a long video takes over from the one before.
+
+  In any case it sees the last latents before it as clean reference tokens.
+
+  Attributes:
+    overlap: Chunks, of a second each, that both have: they are kept as they are
+      and follow the path that they came by, from the noise that they had.
+    reuse_noise: Every window starts from the noise of the first one, turned
+      round by where it begins, so that what noise decides stays (FreeNoise, Qiu
+      et al., arXiv 2310.15169, without its shuffling).
+    anchor: Later windows see the reference image, too; if there was none, the
+      first frame. Without it only the past tells who is shown.
+  """
+
+  overlap: int = 0
+  reuse_noise: bool = False
+  anchor: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
   """How to sample.
 
@@ -25,6 +46,7 @@ class Settings:
     solver: What takes the steps, see `mirage_jax.solvers`.
     negative_text: Stands where guidance leaves the text out; '' is none.
     caching: What one step takes over from another.
+    joints: What one window takes over from another.
   """
 
   steps: int = STEPS
@@ -33,10 +55,13 @@ class Settings:
   solver: str = 'euler'
   negative_text: str = ''
   caching: cache.Caching = cache.OFF
+  joints: Joints = Joints()
 
   def __post_init__(self):
     if self.steps < 2:
       raise UserError(f'--steps={self.steps}: at least 2 are needed')
+    if self.joints.overlap < 0:
+      raise UserError(f'--overlap={self.joints.overlap}: must not be negative')
     if self.solver not in solvers.NAMES:
       raise UserError(
         f'--solver={self.solver}: there is no such solver; give one of '
@@ -61,7 +86,7 @@ USUAL = Settings(STEPS, Guidance(audio=AUDIO_CFG))
 
 def check_distilled(settings: Settings, steps: int) -> None:
   """Raises UserError unless these are the plain steps of a distilled model."""
-  if settings == Settings(steps, seed=settings.seed):
+  if settings == Settings(steps, seed=settings.seed, joints=settings.joints):
     return
   raise UserError(
     f'this checkpoint is distilled: it takes {steps} plain steps of its own, '

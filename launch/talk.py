@@ -172,7 +172,8 @@ def make_video(
   else:
     with watch('speech'):
       wave = engine(job.text_to_speech).wave
-  total = generator.num_windows(len(wave)) * settings.steps
+  count = generator.num_windows(len(wave), settings.joints.overlap)
+  total = count * settings.steps
   with StepsBar(job.out, total) as advance, watch('write'):
     windows = generator.windows(wave, image, job.text, settings, advance, watch)
     film(job.out, windows, wave, see, live)

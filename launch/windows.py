@@ -11,13 +11,19 @@ def num_frames(num_samples: int) -> int:
   return -(-num_samples * TOKEN_RATE // RATE)
 
 
-def window_starts(num_chunks: int, size: int) -> list[int]:
+def window_starts(num_chunks: int, size: int, overlap: int = 0) -> list[int]:
   """First chunks of windows of `size` that cover so many; no window ends late.
 
   A model has hardly seen a window of which half is the silence after the end.
+
+  Args:
+    num_chunks: of the video.
+    size: chunks of a window.
+    overlap: chunks that each one shares with the one before, at least; less
+      than `size`.
   """
   last = max(num_chunks - size, 0)
-  return [*range(0, last, size), last]
+  return [*range(0, last, size - overlap), last]
 
 
 def overlapping(
