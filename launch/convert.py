@@ -4,7 +4,9 @@ r"""Converts weights: Mochi 1, T5, wav2vec 2.0, Whisper and AMDIM in, ours out.
       --input genmo/mochi-1-preview
 
 --input is a folder of safetensors with their index, one file, or owner/name of
-the Hugging Face hub, with a folder in it after that if wanted.
+the Hugging Face hub, with a folder in it after that if wanted. Of a whole
+pipeline its transformer/, vae/ or text_encoder/ is taken; of an old repository
+pytorch_model.bin, which needs the `convert` extra.
 
   --to orbax        a folder that --config.init_from takes and Orbax restores,
                     in any sharding
@@ -129,6 +131,7 @@ def from_foreign(kind: str, target: str) -> convert_job.Job:
   path = pathlib.Path(_INPUT.value)
   if not path.exists() and convert_hub.is_id(_INPUT.value):
     path = convert_hub.download(_INPUT.value, kind)
+  path = convert_hub.usual_place(path, kind)
   specs, units, seen, config = {}, [], [], {}
   for source in open_sources(path, kind):
     convert_foreign.refuse_strangers(source, kind)
@@ -152,7 +155,7 @@ def from_foreign(kind: str, target: str) -> convert_job.Job:
 
 def open_sources(path: pathlib.Path, kind: str) -> list[Any]:
   """Usually one; Genmo's VAE is in two files."""
-  if path.suffix in convert_torch.SUFFIXES:
+  if convert_torch.is_torch(path):
     return [convert_torch.TorchSource(path)]
   halves = [path / f'{half}.safetensors' for half in ('encoder', 'decoder')]
   if kind == 'mochi_vae' and all(half.is_file() for half in halves):

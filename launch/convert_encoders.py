@@ -67,16 +67,20 @@ def _speech_config(shapes, config):
   weight = f'{positions}parametrizations.weight.original1'
   if weight not in shapes:
     weight = f'{positions}weight_v'
-  published = {c.width: c.num_heads for c in wav2vec2.SIZES.values()}
-  # Heads leave no trace in shapes, but in WavLM's biases.
-  heads = config.get('num_attention_heads', published.get(width, 1))
   wavlm = gate in shapes
+  # Heads leave no trace in shapes, but in WavLM's biases.
+  if wavlm:
+    heads = shapes(gate, 1)
+  else:
+    published = {c.width: c.num_heads for c in wav2vec2.SIZES.values()}
+    heads = config.get('num_attention_heads', published.get(width))
+    _need('num_attention_heads', heads)
   stable = conv.format(1, 'layer_norm.weight') in shapes
   strides = config.get('conv_stride', wav2vec2.Wav2Vec2Config.strides)
   return wav2vec2.Wav2Vec2Config(
     width=width,
     depth=shapes.count(r'encoder\.layers\.(\d+)\.'),
-    num_heads=shapes(gate, 1) if wavlm else heads,
+    num_heads=heads,
     mlp_dim=shapes(
       'encoder.layers.0.feed_forward.intermediate_dense.weight', 0
     ),
@@ -95,16 +99,25 @@ def _speech_config(shapes, config):
   )
 
 
+def _need(key, value):
+  if value is None:
+    raise ValueError(
+      f'heads leave no trace in them: put config.json, with {key}, beside it'
+    )
+
+
 def listener(tensors: Mapping[str, Any], config: Mapping[str, Any]) -> Kind:
   """The encoder of a Whisper of any size."""
-  del config
   shapes = Shapes(tensors, 'model.')
   try:
     width = shapes('encoder.conv1.weight', 0)
+    published = {c.width: c.num_heads for c in whisper.SIZES.values()}
+    heads = config.get('encoder_attention_heads', published.get(width))
+    _need('encoder_attention_heads', heads)
     cfg = whisper.WhisperConfig(
       width=width,
       depth=shapes.count(r'encoder\.layers\.(\d+)\.'),
-      num_heads=max(width // 64, 1),  # In every size.
+      num_heads=heads,
       mels=shapes('encoder.conv1.weight', 1),
       max_features=shapes('encoder.embed_positions.weight', 0),
     )

@@ -3,7 +3,8 @@
 import pathlib
 import re
 
-from launch.convert_source import INDEX
+from launch.convert_source import ANY_INDEX, PLAIN
+from launch.convert_torch import BIN, BIN_INDEX, SUFFIXES
 from launch.errors import UserError
 
 # Where repositories of whole pipelines keep a model, if they do.
@@ -12,7 +13,8 @@ FOLDERS = {
   'mochi_vae': 'vae',
   't5': 'text_encoder',
 }
-_PLAIN = re.compile(r'(^|/)[^./]+\.safetensors(\.index\.json)?$')
+DIT = 'dit.safetensors'  # Genmo's transformer, beside its VAE's two files.
+FILES = ('.safetensors', *SUFFIXES)
 _ID = re.compile(r'^\w[\w.-]*/\w[\w.-]*(/[\w.-]+)*$')
 
 
@@ -61,16 +63,16 @@ def download(
       'with `hf auth login` if it is gated, or download it and give the folder'
     ) from error
   first = pathlib.Path(paths[0])
-  return first if inside.endswith('.safetensors') else first.parent
+  return first if inside.endswith(FILES) else first.parent
 
 
 def choose(files: list[str], inside: str, kind: str, text: str) -> list[str]:
   """The files of a repository that a conversion reads, weights first.
 
   Raises:
-    UserError: there are no safetensors where they are looked for.
+    UserError: there are no weights where they are looked for.
   """
-  if inside.endswith('.safetensors'):
+  if inside.endswith(FILES):
     if inside not in files:
       raise UserError(f'{text}: the repository has no such file')
     folder = inside.rpartition('/')[0]
@@ -81,15 +83,37 @@ def choose(files: list[str], inside: str, kind: str, text: str) -> list[str]:
     if not folder and any(f.startswith(f'{usual}/') for f in files):
       folder = usual
     here = [f for f in files if f.rpartition('/')[0] == folder]
-    weights = [f for f in here if f.endswith(('.safetensors', INDEX))]
-    # Without variants such as model.fp16.safetensors, if there is another.
-    weights = [f for f in weights if _PLAIN.search(f)] or weights
+    weights = [f for f in here if PLAIN.search(f)]
+    weights = weights or [
+      f for f in here if f.endswith('.safetensors') or ANY_INDEX.search(f)
+    ]
+    # Older repositories have torch's own files only.
+    weights = weights or [f for f in here if _is_bin(f.rpartition('/')[2])]
   if not weights:
     seen = ', '.join(files[:8]) or 'nothing'
     raise UserError(
-      f'{text}: the repository has no safetensors in {folder or "its top"} '
+      f'{text}: the repository has no weights in {folder or "its top"} '
       f'(it has {seen}): give owner/name/folder'
     )
   names = ('config.json', 'preprocessor_config.json')
   extra = [f'{folder}/{name}' if folder else name for name in names]
   return weights + [file for file in extra if file in files]
+
+
+def usual_place(path: pathlib.Path, kind: str) -> pathlib.Path:
+  """Where a whole pipeline's folder has a model, else the folder itself.
+
+  Args:
+    path: a local copy of a repository, or what `--input` names.
+    kind: the value of --from.
+  """
+  usual = FOLDERS.get(kind)
+  if usual and (path / usual).is_dir():
+    return path / usual
+  if kind == 'mochi' and (path / DIT).is_file():
+    return path / DIT
+  return path
+
+
+def _is_bin(name):
+  return name == BIN_INDEX or bool(BIN.match(name))

@@ -1,6 +1,6 @@
 """Our own weights as a source: runs, and what `launch.convert` wrote."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import functools
 import json
 import os
@@ -14,10 +14,13 @@ from launch.convert_job import Unit, slabs
 from launch.convert_sink import SafetensorsReader, Spec
 from launch.convert_source import SafetensorsSource
 from launch.errors import UserError
+from mirage_jax import config as config_lib, lora
+from mirage_jax.linear import LORA
 
 SLAB = 64 << 20  # Larger arrays move entry by entry of their first axis.
 # What a run may hold besides: nothing that a user of weights needs.
 ROOTS = ('ema', 'params', 'batch_stats', 'rest')
+BASE = 'base'  # What a run with config.lora changes.
 
 
 class Arrays(Protocol):
@@ -48,7 +51,8 @@ def open_arrays(path: str | os.PathLike) -> Arrays:
   """
   path = pathlib.Path(path)
   if (path / 'checkpoints').is_dir():
-    return OrbaxArrays(path)
+    lora = checkpoint.read_config(path).get('lora')
+    return LoraArrays(path) if lora else OrbaxArrays(path)
   if path.exists() and (path.is_file() or (path / 'manifest.json').exists()):
     return SafetensorsArrays(path)
   raise UserError(
@@ -93,7 +97,8 @@ class SafetensorsArrays(SafetensorsReader):
 class OrbaxArrays:
   """The averaged parameters of a run's last checkpoint, read in parts."""
 
-  def __init__(self, workdir: pathlib.Path):
+  def __init__(self, workdir: pathlib.Path, roots: Sequence[str] = ROOTS):
+    """Opens what of the checkpoint lies under `roots`, reads nothing of it."""
     self.where = workdir
     self.config = checkpoint.read_config(workdir)
     steps = checkpoint.saved_steps(workdir)
@@ -108,9 +113,9 @@ class OrbaxArrays:
       ]
     except (OSError, ValueError, KeyError) as error:
       raise checkpoint.damaged(self._state, error) from error
-    wanted = set(ROOTS)
+    wanted = set(roots)
     if any(keys[0] == 'ema' for keys in trees):
-      wanted.remove('params')  # The average is what one samples with.
+      wanted.discard('params')  # The average is what one samples with.
     trees = [keys for keys in trees if keys[0] in wanted]
     opened = {'/'.join(keys): self._open(metadata, keys) for keys in trees}
     self._arrays = {name: array.result() for name, array in opened.items()}
@@ -143,3 +148,32 @@ class OrbaxArrays:
     """See `Arrays`."""
     time = (self._state / '_METADATA').stat().st_mtime_ns
     return [str(self._state), time]
+
+
+class LoraArrays:
+  """A run with config.lora: what it learned merged into its base, in parts."""
+
+  def __init__(self, workdir: pathlib.Path):
+    self.where = workdir
+    self._held = OrbaxArrays(workdir, (BASE, 'ema'))
+    self.config = dict(self._held.config)
+    self._lora = config_lib.build(lora.LoraConfig, self.config.pop('lora'))
+    self.specs = {
+      'ema' + path.removeprefix(BASE): spec
+      for path, spec in self._held.specs.items()
+      if path.startswith(f'{BASE}/')
+    }
+    self.fingerprint = self._held.fingerprint
+
+  def get(self, path: str, lead: int | None) -> np.ndarray:
+    """See `Arrays`."""
+    base = self._held.get(BASE + path.removeprefix('ema'), lead)
+    parts = [path.removesuffix('kernel') + part for part in LORA]
+    if not path.endswith('/kernel') or parts[0] not in self._held.specs:
+      return base
+    a, b = (self._held.get(part, None) for part in parts)
+    if lead is None:
+      return base + lora.delta(self._lora, path, a, b)
+    some = slice(lead, lead + 1)
+    b = b[some] if lora.stacks(path, a.ndim) else b
+    return base + lora.delta(self._lora, path, a[some], b)[0]

@@ -36,6 +36,10 @@ DTYPES = {
   'BOOL': np.bool_,
 }
 INDEX = '.safetensors.index.json'
+# Weights and their index, but for variants such as model.fp16.safetensors and
+# model.safetensors.index.fp16.json.
+PLAIN = re.compile(r'(?:^|/)[^./]+\.safetensors(?:\.index\.json)?$')
+ANY_INDEX = re.compile(r'\.safetensors\.index(?:\.[\w-]+)?\.json$')
 MAX_HEADER = 100 << 20  # As the format's own reader has it.
 _SHARD = re.compile(r'(.*)-\d{5}-of-\d{5}\.safetensors$')
 
@@ -126,8 +130,8 @@ def find_files(
   Raises:
     UserError: There is none, more than one, or a shard or index is missing.
   """
-  if path.name.endswith(INDEX) and path.is_file():
-    return _by_index(path)
+  if ANY_INDEX.search(path.name) and path.is_file():
+    return by_index(path)
   if path.is_file():
     if not path.name.endswith('.safetensors'):
       raise UserError(
@@ -140,10 +144,13 @@ def find_files(
     return [path], {}
   if not path.is_dir():
     raise UserError(f'{path}: no such file or folder')
-  indices = _plain(sorted(path.glob(f'*{INDEX}')), INDEX)
-  found = _plain(sorted(path.glob('*.safetensors')), '.safetensors')
+  here = sorted(path.iterdir())
+  # Without variants, if there is anything else.
+  here = [p for p in here if PLAIN.search(p.name)] or here
+  indices = [p for p in here if ANY_INDEX.search(p.name)]
+  found = [p for p in here if p.suffix == '.safetensors']
   if len(indices) == 1:
-    return _by_index(indices[0])
+    return by_index(indices[0])
   names = ', '.join(p.name for p in indices or found)
   if len(indices) > 1:
     raise UserError(f'{path}: has several indices ({names}): give one of them')
@@ -155,26 +162,31 @@ def find_files(
       'or the file with the weights'
     )
   if shards := [m for p in found if (m := _SHARD.match(p.name))]:
+    stem, _, variant = shards[0][1].partition('.')
+    name = f'{stem}{INDEX}'
+    if variant:
+      name = f'{stem}.safetensors.index.{variant}.json'
     raise UserError(
-      f'{path}: the index {shards[0][1]}{INDEX} is missing, it says what the '
-      'shards must hold: download it, too'
+      f'{path}: the index {name} is missing, it says what the shards must '
+      'hold: download it, too'
     )
   raise UserError(f'{path}: has several files ({names}): give one of them')
 
 
-def _plain(paths, suffix):
-  """Without variants such as model.fp16.safetensors, if there is another."""
-  plain = [p for p in paths if '.' not in p.name.removesuffix(suffix)]
-  return plain or paths
+def by_index(
+  path: pathlib.Path,
+) -> tuple[list[pathlib.Path], dict[str, pathlib.Path]]:
+  """The files that an index names, and name -> file.
 
-
-def _by_index(path):
+  Raises:
+    UserError: It is no index, or a shard is missing.
+  """
   try:
     names = json.loads(path.read_text(encoding='utf-8'))['weight_map']
     index = {name: path.parent / str(file) for name, file in names.items()}
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(
-      f'{path}: is no index of safetensors ({error!r}): download it again'
+      f'{path}: is no index of shards ({error!r}): download it again'
     ) from error
   files = sorted(set(index.values()))
   if gone := [file.name for file in files if not file.is_file()]:
@@ -207,6 +219,11 @@ def read_header(
     header = json.loads(text)
     metadata = header.pop('__metadata__', {})
     for name, entry in header.items():
+      if entry['dtype'] not in DTYPES:
+        raise UserError(
+          f'{file}: {name} is of the dtype {entry["dtype"]}, which is not read '
+          'here: give weights that are not quantised'
+        )
       begin, end = entry['data_offsets']
       dtype = np.dtype(DTYPES[entry['dtype']])
       tensor = Tensor(file, 8 + length + begin, tuple(entry['shape']), dtype)

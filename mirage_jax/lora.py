@@ -17,6 +17,7 @@ import flax.struct
 import flax.traverse_util
 import jax
 from jax import numpy as jnp
+from jaxtyping import Float
 import numpy as np
 import optax
 
@@ -152,17 +153,39 @@ def merge(
   flat = flax.traverse_util.flatten_dict(params, sep='/')
   for path, change in _flat(changes).items():
     kernel = f'{path}/kernel'
-    a, b = (np.asarray(change[part], np.float32) for part in LORA)
-    first, _ = train_step.input_axes(kernel.split('/'), a.ndim)
-    lead = a.shape[:first]
-    product = a.reshape(*lead, -1, a.shape[-1]) @ b.reshape(
-      *lead, a.shape[-1], -1
-    )
-    shape = (*a.shape[:-1], *b.shape[first + 1 :])
-    if kernel not in flat or flat[kernel].shape != shape:
-      raise ValueError(f'the model has no {kernel} of {shape} to change.')
-    flat[kernel] = flat[kernel] + cfg.scale * product.reshape(shape)
+    added = delta(cfg, kernel, *(change[part] for part in LORA))
+    if kernel not in flat or flat[kernel].shape != added.shape:
+      raise ValueError(f'the model has no {kernel} of {added.shape} to change.')
+    flat[kernel] = flat[kernel] + added
   return flax.traverse_util.unflatten_dict(flat, sep='/')
+
+
+def delta(
+  cfg: LoraConfig,
+  kernel: str,
+  a: Float[np.ndarray, '*in r'],
+  b: Float[np.ndarray, '*out'],
+) -> Float[np.ndarray, '*n']:
+  """What is added to a kernel, float32, in its shape.
+
+  Args:
+    cfg: Of the changes.
+    kernel: Its path, which tells whether layers are stacked in it.
+    a: [L? in... rank], b: [L? rank out...], as `init` has them; of `a`, or of
+      both if layers are stacked, a part of the first axis will do.
+  """
+  a, b = (np.asarray(x, np.float32) for x in (a, b))
+  stacked = stacks(kernel, a.ndim)
+  lead = a.shape[:stacked]
+  product = a.reshape(*lead, -1, a.shape[-1]) @ b.reshape(
+    *lead, a.shape[-1], -1
+  )
+  return cfg.scale * product.reshape(*a.shape[:-1], *b.shape[stacked + 1 :])
+
+
+def stacks(kernel: str, ndim: int) -> int:
+  """1 if the first axis of a kernel counts layers, else 0."""
+  return train_step.input_axes(kernel.split('/'), ndim)[0]
 
 
 def _flat(changes):

@@ -85,10 +85,22 @@ def test_a_file_or_folder_may_be_named(hub, tmp_path):
     f'genmo/mochi/{name}', 'mochi', hub, str(tmp_path)
   )
   assert file.read_bytes() == b'half'
-  with pytest.raises(UserError, match='no safetensors in vae .it has README'):
+  with pytest.raises(UserError, match='no weights in vae .it has README'):
     convert_hub.download('genmo/mochi/vae', 'mochi', hub, str(tmp_path))
   with pytest.raises(UserError, match='the repository has no such file'):
     convert_hub.download('genmo/mochi/x.safetensors', 't5', hub, str(tmp_path))
+
+
+def test_old_repositories_have_torchs_files(hub, tmp_path):
+  files = ['config.json', 'flax_model.msgpack', 'pytorch_model.bin']
+  got = convert_hub.choose(files, '', 'wavlm', 'a/b')
+  assert got == ['pytorch_model.bin', 'config.json']
+  shards = [f'pytorch_model-0000{i}-of-00002.bin' for i in (1, 2)]
+  files = [*shards, 'pytorch_model.bin.index.json']
+  assert convert_hub.choose(files, '', 't5', 'a/b') == files
+  got = convert_hub.choose([*files, 'model.safetensors'], '', 't5', 'a/b')
+  assert got == ['model.safetensors']
+  assert convert_hub.choose(files, shards[0], 't5', 'a/b') == shards[:1]
 
 
 def test_no_such_repository(hub, tmp_path):

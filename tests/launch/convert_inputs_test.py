@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from launch import convert_encoders, convert_mochi
+from launch import convert_encoders, convert_hub, convert_mochi
 from launch.convert_source import SafetensorsSource, read_tensor
 from mirage_jax.encoders import (
   names,
@@ -69,7 +69,7 @@ def test_shards_or_index_that_are_missing(folder, refused):
   assert '1 of 3 shards are missing' in said and shard.name in said
   text = index.read_text()
   index.write_text(text[:50])
-  assert f'{index}: is no index of safetensors' in refused(folder)
+  assert f'{index}: is no index of shards' in refused(folder)
   index.unlink()
   said = refused(folder)
   assert f'the index {STEM}.safetensors.index.json is missing' in said
@@ -208,7 +208,8 @@ def test_sizes_of_encoders_are_read_off_their_shapes(name):
   layout = places.places(cfg)
   shapes = names.their_shapes(layout, nn.unbox(module.abstract_params(cfg)))
   blank = {n: np.zeros(s, np.float32) for n, s in shapes.items()}
-  kind = make(blank, {'num_attention_heads': 2})
+  heads = {'num_attention_heads': 2, 'encoder_attention_heads': 1}
+  kind = make(blank, heads)
   (values,) = kind.config.values()
   if module is wav2vec2:
     cfg = dataclasses.replace(cfg, conv_bias=cfg.has_conv_bias)
@@ -302,4 +303,53 @@ def test_variants_do_not_confuse(tensors, tmp_path):
   for name in ('model', 'model.fp16'):
     file = tmp_path / f'{name}.safetensors'
     safetensors.numpy.save_file({name: np.zeros(1, np.float32)}, file)
+  index = tmp_path / 'model.safetensors.index.fp32.json'
+  index.write_text('{"weight_map": {"a": "model.fp32-00001-of-00002.s"}}')
   assert list(SafetensorsSource(tmp_path).tensors) == ['model']
+
+
+def test_a_variant_alone_is_read(tensors, tmp_path, refused):
+  """diffusers: STEM.bf16-00001-of-00003.safetensors, .index.bf16.json."""
+  folder = toys.write_shards(tmp_path / 'a', tensors, stem=f'{STEM}.bf16')
+  index = folder / f'{STEM}.bf16.safetensors.index.json'
+  right = folder / f'{STEM}.safetensors.index.bf16.json'
+  index.rename(right)
+  for path in (folder, right):
+    assert SafetensorsSource(path).tensors.keys() == tensors.keys()
+  right.unlink()
+  said = refused(folder)
+  assert f'the index {STEM}.safetensors.index.bf16.json is missing' in said
+
+
+@pytest.mark.parametrize(
+  ('kind', 'name'),
+  [('mochi', 'transformer'), ('mochi_vae', 'vae'), ('t5', 'text_encoder')],
+)
+def test_a_pipelines_folder_has_a_place_for_each(tmp_path, kind, name):
+  (tmp_path / 'dit.safetensors').touch()
+  genmo = tmp_path / ('dit.safetensors' if kind == 'mochi' else '')
+  assert convert_hub.usual_place(tmp_path, kind) == genmo
+  (tmp_path / name).mkdir()
+  assert convert_hub.usual_place(tmp_path, kind) == tmp_path / name
+  assert convert_hub.usual_place(tmp_path, 'whisper') == tmp_path
+
+
+def test_a_dtype_that_nobody_here_reads(tmp_path, refused):
+  header = json.dumps(
+    {'x': {'dtype': 'F4', 'shape': [2], 'data_offsets': [0, 1]}}
+  ).encode()
+  file = tmp_path / 'a.safetensors'
+  file.write_bytes(len(header).to_bytes(8, 'little') + header + b'1')
+  assert 'x is of the dtype F4, which is not read here' in refused(file)
+
+
+@pytest.mark.parametrize('name', ['wav2vec2', 'whisper'])
+def test_heads_are_not_guessed(name, tmp_path, refused):
+  cfg = ENCODERS[name]
+  module, places, _ = MODULES.get(name, SPEECH)
+  ours = nn.unbox(module.abstract_params(cfg))
+  shapes = names.their_shapes(places.places(cfg), ours)
+  blank = {n: np.zeros(s, np.float32) for n, s in shapes.items()}
+  file = tmp_path / 'model.safetensors'
+  safetensors.numpy.save_file(blank, file)
+  assert 'put config.json, with ' in refused(file, name)

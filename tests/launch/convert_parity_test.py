@@ -216,7 +216,7 @@ def test_other_video_models_are_known_by_name():
     assert len(found) == 1 and found[0].startswith(name), (name, found)
 
 
-def test_an_encoder_of_transformers(convert, tmp_path):
+def test_an_encoder_of_transformers(convert, tmp_path, one_error):
   config = transformers.T5Config(
     vocab_size=20,
     d_model=8,
@@ -228,8 +228,19 @@ def test_an_encoder_of_transformers(convert, tmp_path):
   )
   model = spread(transformers.T5EncoderModel(config)).to(torch.bfloat16)
   model.save_pretrained(tmp_path / 'in')
-  torch.save(model.state_dict(), tmp_path / 'pytorch_model.bin')
-  for source in ('in', 'pytorch_model.bin'):
+  state, old = model.state_dict(), tmp_path / 'old'
+  old.mkdir()
+  torch.save(state, tmp_path / 'pytorch_model.bin')
+  shards = [f'pytorch_model-0000{i + 1}-of-00002.bin' for i in range(2)]
+  where = {name: shards[i % 2] for i, name in enumerate(state)}
+  for shard in shards:
+    part = {n: x.clone() for n, x in state.items() if where[n] == shard}
+    torch.save(part, old / shard)
+  index = old / 'pytorch_model.bin.index.json'
+  assert convert('t5', 'orbax', old, tmp_path / 'out') == 1
+  assert f'the index {index.name} is missing' in one_error()
+  index.write_text(json.dumps({'weight_map': where}))
+  for source in ('in', 'pytorch_model.bin', 'old'):
     out = tmp_path / f'{source}_out'
     assert convert('t5', 'orbax', tmp_path / source, out) == 0
     about, params = checkpoint.restore_params(out)

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 
+from flax import traverse_util
 import jax
 import numpy as np
 import pytest
+import safetensors
 import soundfile
 
 from configs.mirage import grid
@@ -313,6 +315,28 @@ def test_what_lora_learned_is_merged(binary, tiny_file, lora_run, tmp_path):
   assert bundle.load(beside).config == bundle.load(here).config
   with pytest.raises(UserError, match='holds changes alone; merge them, by'):
     bundle.load(only)
+
+
+@pytest.mark.parametrize('slab', [1 << 20, 100])
+def test_converted_it_is_merged_in_parts(
+  binary, lora_run, tmp_path, monkeypatch, slab
+):
+  """What `launch.convert` makes of a run with config.lora is a plain model."""
+  workdir, want = lora_run
+  monkeypatch.setattr('launch.convert_ours.SLAB', slab)
+  out = tmp_path / 'out'
+  flags = f'--input={workdir}', f'--out={out}'
+  assert binary('convert')('--from=mirage', '--to=safetensors', *flags) == 0
+  with safetensors.safe_open(out / 'model.safetensors', 'numpy') as f:
+    got = {name: f.get_tensor(name) for name in f.keys()}
+  flat = traverse_util.flatten_dict({'ema': want}, sep='/')
+  assert got.keys() == flat.keys()
+  for name, x in flat.items():
+    np.testing.assert_allclose(got[name], x, rtol=1e-6, atol=1e-6, err_msg=name)
+  assert 'lora' not in json.loads((out / 'config.json').read_text())
+  manifest = json.loads((out / 'manifest.json').read_text())['tensors']
+  sums = manifest['ema/blocks/video/qkv/kernel']['sha256']
+  assert isinstance(sums, list) == (slab == 100)
 
 
 def test_changes_that_do_not_fit_are_told(

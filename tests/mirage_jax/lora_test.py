@@ -1,6 +1,6 @@
 """Low-rank changes: nothing at first, the same merged, and the base stays."""
 
-from flax import linen as nn
+from flax import linen as nn, traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ from mirage_jax import config as config_lib, experiment, lora, train_step
 from mirage_jax.dit import Mirage
 from tests import tiny
 
-CFG = lora.LoraConfig(rank=3, alpha=6.0, targets=(*lora.TARGETS, '*_in', 'out'))
+CFG = lora.LoraConfig(rank=3, alpha=6.0, targets=('*',))  # All there are.
 MODEL = Mirage(config_lib.build(config_lib.MirageConfig, tiny.DIT))
 
 
@@ -50,6 +50,17 @@ def test_fresh_changes_change_nothing(base, velocity):
   assert np.std(a) == pytest.approx(16**-0.5, rel=0.3)
 
 
+def test_every_linear_layer_may_change(base):
+  flat = traverse_util.flatten_dict(base, sep='/')
+  kernels = {path for path in flat if path.endswith('/kernel')}
+  assert {f'{path}/kernel' for path in lora.layers(CFG, base)} == kernels
+  assert {'pool/kv/kernel', 'sigma/up/kernel'} < kernels
+  some = lora.LoraConfig(1, targets=('blocks/video/*', '*_in'))
+  found = lora.layers(some, base)
+  assert 'blocks/video/mlp/up' in found and 'text_in' in found
+  assert not any(path.startswith(('last', 'pool')) for path in found)
+
+
 def test_merged_they_do_the_same(base, velocity):
   changes = drawn(lora.init(jax.random.key(1), CFG, base))
   beside = velocity(lora.attach(base, changes, CFG))
@@ -74,10 +85,23 @@ def test_a_kernel_changes_by_the_product(base):
     product = np.einsum(rule, change['lora_a'], change['lora_b'])
     want = kernel['kernel'] + 2.0 * product  # alpha / rank
     np.testing.assert_allclose(after['kernel'], want, rtol=1e-5, atol=1e-6)
-  same = merged['blocks']['video']['modulation'], base['blocks']['video']
-  np.testing.assert_array_equal(
-    same[0]['linear']['kernel'], same[1]['modulation']['linear']['kernel']
+  merged = lora.merge(base, {'audio_in': changes['audio_in']}, CFG)
+  jax.tree.map(np.testing.assert_array_equal, merged['blocks'], base['blocks'])
+
+
+def test_a_part_of_a_kernel_changes_as_in_the_whole():
+  rng = np.random.default_rng(0)
+  a, b = rng.standard_normal((3, 4, 2)), rng.standard_normal((3, 2, 5, 6))
+  name = 'blocks/video/qkv/kernel'
+  whole, part = lora.delta(CFG, name, a, b), slice(1, 2)
+  np.testing.assert_allclose(
+    whole, 2.0 * np.einsum('lir,lrab->liab', a, b), rtol=1e-5, atol=1e-5
   )
+  got = lora.delta(CFG, name, a[part], b[part])
+  np.testing.assert_array_equal(got, whole[part])
+  whole = lora.delta(CFG, 'text_in/kernel', a[0], b[0])
+  got = lora.delta(CFG, 'text_in/kernel', a[0][part], b[0])
+  np.testing.assert_allclose(got, whole[part], rtol=1e-6)
 
 
 def test_changes_of_another_model_are_refused(base):
