@@ -1,7 +1,7 @@
 """One window of latents: the steps of a sampler, compiled once for all.
 
-What is compiled depends on which terms of guidance there are, not on their
-weights, nor on how many steps are taken. With caching there is one program for
+What is compiled depends on which terms of guidance there are and on the kinds of
+their schedules, not on their weights, nor on how many steps are taken. With caching there is one program for
 each set of things that a step computes.
 """
 
@@ -17,6 +17,10 @@ import numpy as np
 from launch.settings import Settings
 from mirage_jax import cache, flow, sampler
 from mirage_jax.dit import Mirage
+
+# Tables of steps are filled up to a multiple of this, as their length is compiled
+# in: up to 64 steps share a program.
+TABLE = 65
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -68,8 +72,9 @@ def draw(
     sigmas = flow.linear_quadratic(settings.steps)
   sigmas = np.asarray(sigmas, np.float32)
   guidance, how = settings.guidance, (settings.solver, settings.caching)
-  # Not always given: its length, so the number of steps, is compiled in.
-  table = sigmas if guidance.counts_steps else None
+  table = None
+  if guidance.counts_steps:
+    table = np.pad(sigmas, (0, -len(sigmas) % TABLE))
   bound = cache.Bound(model, params)
   state = sampler.start(bound, cond, noise, guidance, *how)
   fresh = [()] * (len(sigmas) - 1)

@@ -193,7 +193,8 @@ def guided(
   Args:
     apply: The network.
     guidance: Weights.
-    sigmas: The whole descending table; only schedules over steps need it.
+    sigmas: The whole descending table; only schedules over steps need it. Zeros
+      after the first one are no steps: tables may be filled up to one length.
 
   Returns:
     (video, sigma [B], cond) -> velocity. `cond` is that of `apply`, and may
@@ -353,7 +354,8 @@ def weigh(
   """What each term is multiplied with, per sample; `sigmas` as in `guided`."""
   progress = None
   if guidance.counts_steps:
-    done = jnp.linspace(0, 1, len(sigmas), dtype=sigma.dtype)
+    steps = jnp.sum(sigmas > 0)
+    done = jnp.minimum(jnp.arange(len(sigmas), dtype=sigma.dtype) / steps, 1)
     progress = jnp.interp(sigma, jnp.flip(sigmas), jnp.flip(done))
   return [term.gain * term.schedule(sigma, progress) for term in terms]
 

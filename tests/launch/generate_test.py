@@ -261,11 +261,16 @@ def test_a_distilled_model_takes_its_own_plain_steps(monkeypatch):
 
 
 @pytest.mark.full
-def test_another_weight_is_another_video_but_no_other_program(generator, image):
-  def make(weight):
-    settings = dataclasses.replace(FAST, guidance=Guidance(audio=weight))
+@pytest.mark.parametrize('schedule', ['constant', 'cosine'])
+def test_other_weights_and_steps_are_no_other_program(
+  generator, image, schedule
+):
+  def make(steps, weight):
+    guidance = make_guidance(schedule, audio=weight)
+    settings = dataclasses.replace(FAST, steps=steps, guidance=guidance)
     return generator(tiny.speech(0.5), image, '', settings)
 
-  first, count = make(3.0), draw._step._cache_size()
-  assert (make(8.5) != first).any()
+  first, count = make(2, 3.0), draw._step._cache_size()
+  assert (make(2, 8.5) != first).any()
+  assert (make(5, 3.0) != first).any()
   assert draw._step._cache_size() == count

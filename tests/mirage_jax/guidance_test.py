@@ -128,11 +128,12 @@ def test_schedules_at_their_ends():
 def test_a_cosine_counts_steps_down_to_weight_1():
   weight = Weight(5.0, schedules.Cosine())
   table = np.array([1, 0.99, 0.98, 0.5, 0])  # Steps, not noise, are even.
-  run = guided(by_masks, Guidance(audio=weight), jnp.asarray(table))
-  for done, sigma in enumerate(table):
-    got = run(VIDEO, jnp.full(2, sigma, jnp.float32), COND)
-    w = 1 + 4 * (1 + np.cos(np.pi * done / 4)) / 2
-    np.testing.assert_allclose(got, 101 + w * 10, rtol=1e-4)
+  for sigmas in (table, np.pad(table, (0, 7))):  # More zeros are no steps.
+    run = guided(by_masks, Guidance(audio=weight), jnp.asarray(sigmas))
+    for done, sigma in enumerate(table):
+      got = run(VIDEO, jnp.full(2, sigma, jnp.float32), COND)
+      w = 1 + 4 * (1 + np.cos(np.pi * done / 4)) / 2
+      np.testing.assert_allclose(got, 101 + w * 10, rtol=1e-4)
   with pytest.raises(ValueError, match='sigmas must be given'):
     guided(by_masks, Guidance(audio=weight))
 
