@@ -12,11 +12,12 @@ import numpy as np
 
 from launch import encoder_sources, tokenizer
 from launch.errors import UserError
-from launch.windows import num_frames, overlapping
+from launch.windows import num_frames
 from mirage_jax import text as text_lib
 from mirage_jax.audio import RATE, TOKEN_RATE, AudioFeatures, LogMel
 from mirage_jax.config import MirageConfig
 
+FRAME = RATE // TOKEN_RATE  # Samples of one video frame.
 KNOWN = 64  # Texts whose features are kept.
 # Of one token of a text encoder, for a first guess: English has about four.
 BYTES = 3
@@ -95,25 +96,24 @@ class Conditions:
     """
     if not self._sources.speech:
       return LogMel()(wave, count)
-    size = max(round(self._sources.speech.seconds * TOKEN_RATE), 1)
     heard = min(num_frames(len(wave)), count)
-    parts = []
-    for begin, first, end in overlapping(heard, size, size // 4):
-      tokens = self._encode(wave, begin, min(begin + size, heard))
-      parts.append(tokens[first - begin : end - begin])
-    if count > heard:
-      begin = min(max(count - size, 0), heard)
-      parts.append(self._encode(wave, begin, count)[heard - begin :])
-    return np.concatenate(parts)
+    tokens = self._encode(wave, heard)
+    if count == heard:
+      return tokens
+    # Of what comes after, with as much before it as is heard at once.
+    size = round(self._sources.speech.seconds * TOKEN_RATE)
+    begin = min(max(count - size, 0), heard)
+    rest = self._encode(wave[begin * FRAME :], count - begin)
+    return np.concatenate([tokens, rest[heard - begin :]])
 
-  def _encode(self, wave, begin, end):
+  def _encode(self, wave, count):
     """Tokens of some frames, as of a clip that is no more than them."""
     from launch import encoders  # Brings Orbax, which takes a second.
 
     if self._speech is None:
       self._speech = encoders.load_speech(self._speech_place)
-    frame = RATE // TOKEN_RATE
-    tokens = self._speech(wave[begin * frame : end * frame], end - begin)
+    seconds = self._sources.speech.seconds
+    tokens = encoders.hear(self._speech, wave, count, seconds)
     return encoders.half(tokens, 'the sound').astype(np.float32)
 
   def learn(self, texts: Iterable[str]) -> None:

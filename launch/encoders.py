@@ -17,7 +17,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-from launch import convert_ours, encode, tokenizer
+from launch import convert_ours, encode, tokenizer, windows
 from launch.encoder_sources import SpeechSource, TextSource
 from launch.errors import UserError
 from launch.shards import read_json
@@ -84,6 +84,31 @@ def load_speech(source: SpeechSource) -> audio.AudioFeatures:
   cfg = config_lib.build(make_config, config[source.kind])
   picked = tuple(None if x == 'last' else int(x) for x in source.layers)
   return front_end(cfg, params, picked)
+
+
+def hear(
+  speech: audio.AudioFeatures,
+  wave: Float[np.ndarray, 'S'],
+  num_frames: int,
+  seconds: float,
+) -> Float[np.ndarray, 'N Ca']:
+  """Tokens of a sound's first frames, of silence after its end.
+
+  Args:
+    speech: the front end.
+    wave: float32 at 16 kHz.
+    num_frames: tokens to make.
+    seconds: what is longer is encoded in stretches of this length, which
+      overlap by a quarter: Whisper hears 30 s at once.
+  """
+  size = max(round(seconds * audio.TOKEN_RATE), 1)
+  parts = []
+  for begin, first, end in windows.overlapping(num_frames, size, size // 4):
+    last = min(begin + size, num_frames)
+    part = wave[begin * frames.FRAME : last * frames.FRAME]
+    tokens = speech(part, last - begin)
+    parts.append(tokens[first - begin : end - begin])
+  return np.concatenate(parts)
 
 
 class TextEncoder:

@@ -42,7 +42,7 @@ from launch import encode, encoder_sources, encoders, shards, workers
 from launch.encoder_sources import Sources
 from launch.encoders import half
 from launch.errors import UserError, one_line
-from mirage_jax import audio, augment
+from mirage_jax import augment
 
 KNOWN = 64  # Captions whose features are kept.
 
@@ -160,8 +160,10 @@ def make(
   made_by: Sources,
 ) -> None:
   """Writes the shards that are missing."""
-  speech = encoders.load_speech(made_by.speech) if made_by.speech else None
-  text = None
+  speech = text = None
+  if made_by.speech:
+    ear, seconds = encoders.load_speech(made_by.speech), made_by.speech.seconds
+    speech = lambda wave, count: encoders.hear(ear, wave, count, seconds)
   if made_by.text:
     text = functools.lru_cache(KNOWN)(encoders.TextEncoder(made_by.text))
 
@@ -177,13 +179,14 @@ def make(
 def outcomes(
   path: pathlib.Path,
   waves: Mapping[str, Float[np.ndarray, '_']],
-  speech: audio.AudioFeatures | None,
+  speech: Callable[..., Float[np.ndarray, 'N Ca']] | None,
   text: Callable[[str], Float[np.ndarray, 'L Ct']] | None,
   voices: int,
 ) -> Iterator[shards.Outcome]:
   """One record for each of a latents shard.
 
-  `audio` becomes float16 [V N Ca] and `front_end` says so; `text` float16
+  `speech` turns a wave and a number of frames into as many tokens. `audio`
+  becomes float16 [V N Ca] and `front_end` says so; `text` float16
   [L Ct] is new. Changed voices are seeded by the id.
   """
   for record in shards.read_shard(path):

@@ -105,10 +105,10 @@ class WhisperFeatures:
     self,
     cfg: whisper.WhisperConfig,
     params: Mapping[str, Any],
-    layer: int | None = None,
+    layer: Layers = None,
   ):
     """Makes a front end; see `Wav2Vec2Features`."""
-    self.dim = cfg.width
+    self.dim = cfg.width * len(_listed(layer))
     self._cfg = cfg
     self._encode = _encoder(whisper.WhisperEncoder(cfg), params, layer)
 

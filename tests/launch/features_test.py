@@ -13,10 +13,27 @@ import sentencepiece
 import soundfile
 import tokenizers
 
-from launch import encode, loop, media, shards, talk, tokenizer
+from launch import (
+  encode,
+  encoder_sources,
+  encoders as encoders_lib,
+  loop,
+  media,
+  shards,
+  talk,
+  tokenizer,
+)
 from launch.errors import UserError
 from mirage_jax import data, experiment
-from mirage_jax.encoders import names, t5, t5_names, wav2vec2, wav2vec2_names
+from mirage_jax.encoders import (
+  names,
+  t5,
+  t5_names,
+  wav2vec2,
+  wav2vec2_names,
+  whisper,
+  whisper_names,
+)
 from tests import tiny
 
 # Whole models are compiled: tens of seconds.
@@ -27,6 +44,7 @@ SPEECH = wav2vec2.Wav2Vec2Config(
 )
 TEXT = t5.T5Config(16, 2, 2, 12, head_dim=4, vocab=40)
 CAPTIONS = ('blue wall', 'a man in front of a red wall', '', 'blue wall')
+LISTENER = whisper.WhisperConfig(8, 1, 2, max_features=50)
 LENGTHS = (60, 50, 75, 52)
 LENGTH = 12  # Tokens of a caption.
 
@@ -207,6 +225,43 @@ def test_work_goes_on_to_the_same_bytes(command, made, capsys):
   sorted((made / 'report').iterdir())[1].unlink()
   assert command(made) == 0
   assert content(made) == whole
+
+
+@pytest.fixture(scope='module')
+def listened(command, tmp_path_factory):
+  """By a Whisper that hears 1 s at once, of clips of 2 to 3 s."""
+  from tests.launch.binary import Binary
+
+  top = tmp_path_factory.mktemp('whisper')
+  (top / 'in').mkdir()
+  ours = nn.unbox(whisper.abstract_params(LISTENER))
+  tensors = names.save(whisper_names.places(LISTENER), tiny.filled(ours))
+  safetensors.numpy.save_file(tensors, top / 'in/model.safetensors')
+  (top / 'in/config.json').write_text('{"encoder_attention_heads": 2}')
+  flags = '--from=whisper', f'--input={top}/in', f'--out={top}/w'
+  assert Binary('convert')(*flags) == 0
+  changes = dict(speech=top / 'w', text=None, tokenizer=None, voices=None)
+  assert command(top / 'train', **changes, layers='0,last') == 0
+  return top
+
+
+def test_whisper_hears_clips_that_are_longer_than_it_can(listened, folders):
+  source = encoder_sources.read(listened / 'train/encoders.json').speech
+  assert (source.seconds, source.width) == (1.0, 16)
+  listen = encoders_lib.load_speech(source)
+  assert listen.dim == 16
+  clips = records(folders / 'clips')
+  for record, clip in zip(records(listened / 'train'), clips, strict=True):
+    wave, got = clip['wave'], record['audio'][0]
+    assert got.shape == (len(clip['frames']), 16)
+    # Stretches begin every 19 frames; joints lie in the middle of what is shared.
+    first, second = wave[: 25 * 640], wave[19 * 640 : 44 * 640]
+    np.testing.assert_array_equal(got[:22], half(listen(first, 25)[:22]))
+    np.testing.assert_array_equal(got[22:34], half(listen(second, 25)[3:15]))
+
+
+def half(x):
+  return np.asarray(x, np.float16)
 
 
 def config(folder):
