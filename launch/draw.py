@@ -1,8 +1,8 @@
 """One window of latents: the steps of a sampler, compiled once for all.
 
-What is compiled depends on which terms of guidance there are and on the kinds of
-their schedules, not on their weights, nor on how many steps are taken. With caching there is one program for
-each set of things that a step computes.
+What is compiled depends on which terms of guidance there are and on the kinds
+of their schedules, not on their weights, nor on how many steps are taken. With
+caching there is one program for each set of things that a step computes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +18,8 @@ from launch.settings import Settings
 from mirage_jax import cache, flow, sampler
 from mirage_jax.dit import Mirage
 
-# Tables of steps are filled up to a multiple of this, as their length is compiled
-# in: up to 64 steps share a program.
+# Tables of steps are filled up to a multiple of this, as their length is
+# compiled in: up to 64 steps share a program.
 TABLE = 65
 
 

@@ -187,10 +187,13 @@ class SamplingFlags:
 
   def changed(self) -> dict[str, Any]:
     """Names and values of the flags that differ from their defaults."""
+    return {h.name: h.value for h in self._holders if h.value != h.default}
+
+  @property
+  def _holders(self):
     holders = [self._steps, self._solver, self._sequential]
     holders += [*self._numbers.values(), *self._words.values()]
-    holders += self._joints.values()
-    return {h.name: h.value for h in holders if h.value != h.default}
+    return [*holders, *self._joints.values()]
 
 
 _WORDS = {

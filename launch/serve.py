@@ -11,7 +11,7 @@ its own videos only. The page needs nothing from elsewhere. By hand:
   curl -c jar -b jar -o talk.mp4 http://127.0.0.1:8000/api/jobs/ID/video.mp4
 
 Fields of a job are flags of launch.sample: audio or text_to_speech, image, text,
-steps, seed, audio_cfg... DELETE cancels one.
+steps, seed, audio_cfg, cache... DELETE cancels one.
 
 It serves this machine alone unless --host says otherwise, and has no passwords:
 put a proxy with TLS and a login before it when others can reach it.
@@ -26,9 +26,17 @@ from typing import Any
 
 from absl import app, flags
 
-from launch import encoder_flags, programs, script, speech, talk
+from launch import (
+  encoder_flags,
+  guidance_flags,
+  programs,
+  script,
+  speech,
+  talk,
+)
 from launch.errors import UserError, one_line
 from launch.serve_jobs import Board, Limits
+from mirage_jax import quantise
 
 _HOST = flags.DEFINE_string('host', '127.0.0.1', 'address to listen at')
 _PORT = flags.DEFINE_integer('port', 8000, 'and port; 0 takes a free one', 0)
@@ -49,6 +57,9 @@ _ENDPOINT = flags.DEFINE_string(
 )
 _SCRIPT_MODEL = flags.DEFINE_string(
   'script_model', '', f'its model; ${script.MODEL} if unset'
+)
+_QUANTISE = flags.DEFINE_string(
+  'quantise', quantise.NONE, guidance_flags.QUANTISE_HELP
 )
 _PROGRAMS = flags.DEFINE_string(
   'programs', None, 'folder of compiled programs; see launch.sample'
@@ -80,7 +91,7 @@ def main(_: list[str]) -> None:
     endpoint = script.get_endpoint(_ENDPOINT.value, _SCRIPT_MODEL.value)
     programs.keep(_PROGRAMS.value)
     generator = talk.load_generator(
-      _CHECKPOINT.value, _VAE.value, places=_ENCODERS.places
+      _CHECKPOINT.value, _VAE.value, _QUANTISE.value, _ENCODERS.places
     )
     folder = pathlib.Path(tempfile.mkdtemp(prefix='mirage-serve-'))
     try:

@@ -7,8 +7,11 @@ from launch import generate, guidance_flags
 from launch.serve_inputs import SEEDS
 from launch.serve_jobs import Limits
 from launch.serve_work import Studio
-from mirage_jax import solvers
+from mirage_jax import cache, solvers
 from mirage_jax.guidance import LIMITS
+
+# Any other window of noise levels is for the interface only.
+SCHEDULES = ('constant', 'cosine', 'window:0.95:0.3')
 
 
 def facts(
@@ -20,8 +23,10 @@ def facts(
   shown = [name for name in ('audio', 'reference', 'text', 'joint')]
   if not generator.text_length:
     shown.remove('text')
+  solvers_, schedules, caches = list(solvers.NAMES), SCHEDULES, cache.PRESETS
   if generator.own_steps:  # Guidance is folded in.
     shown.clear()
+    solvers_, schedules, caches = ['euler'], ['constant'], ['none']
   return {
     'size': generator.size,
     'window': generator.window_frames / 25,
@@ -31,8 +36,9 @@ def facts(
     'limits': dataclasses.asdict(limits),
     'seeds': SEEDS,
     'steps': generator.usual.steps,
-    'solvers': ['euler'] if generator.own_steps else list(solvers.NAMES),
-    'schedules': ['constant', *(['cosine'] if shown else [])],
+    'solvers': solvers_,
+    'schedules': list(schedules),
+    'caches': list(caches),
     'weights': [
       {
         'name': guidance_flags.FLAGS[name],

@@ -10,7 +10,7 @@ from PIL import Image
 from launch import container, guidance_flags, media
 from launch.errors import UserError
 from launch.serve_jobs import Limits
-from launch.settings import USUAL, Settings
+from launch.settings import USUAL, Joints, Settings
 from mirage_jax.guidance import NEUTRAL
 
 FACES = ('shipped', 'none')
@@ -18,7 +18,10 @@ SEEDS = 2**31
 PIXELS = 50e6  # A larger picture is a bomb.
 WORDS = ('text', 'negative_text', 'solver', 'guidance_schedule', 'skip_blocks')
 NUMBERS = {guidance_flags.FLAGS[name]: name for name in (*NEUTRAL, 'rescale')}
-FIELDS = ('text_to_speech', 'face', 'steps', 'seed', *WORDS, *NUMBERS)
+JOINTS = ('overlap', 'reuse_noise', 'anchor')
+FIELDS = ('text_to_speech', 'face', 'steps', 'seed', *WORDS, *NUMBERS, 'cache')
+FIELDS += JOINTS
+SWITCH = {'true': True, 'false': False}
 FILES = ('audio', 'image')
 
 
@@ -121,7 +124,23 @@ def read_settings(
     seed,
     fields.get('solver') or 'euler',
     fields.get('negative_text', ''),
+    guidance_flags.make_caching(fields.get('cache') or 'none'),
+    _read_joints(fields),
   )
+
+
+def _read_joints(fields):
+  found = {}
+  for name in JOINTS:
+    if not (value := fields.get(name)):
+      continue
+    if name == 'overlap':
+      found[name] = _whole(name, value)
+    elif value not in SWITCH:
+      raise UserError(f'{name}={value[:40]}: give one of {", ".join(SWITCH)}')
+    else:
+      found[name] = SWITCH[value]
+  return Joints(**found)
 
 
 def check_sound(path: pathlib.Path, seconds: float) -> None:

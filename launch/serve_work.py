@@ -15,7 +15,8 @@ from launch.stopwatch import Stopwatch
 from mirage_jax.audio import RATE, TOKEN_RATE
 
 COLUMNS = 600  # Of a waveform.
-# Solver and terms of guidance are compiled in: so many ways to sample are kept.
+# Solver, terms of guidance and caching are compiled in: so many ways to sample
+# are kept.
 WAYS = 16
 FACE = bundle.DEFAULT.with_name('face.png')
 
@@ -105,7 +106,8 @@ class Studio:
 
   def _make_room(self, settings):
     # Weights are not.
-    way = (jax.tree.structure(settings.guidance), settings.solver)
+    terms = jax.tree.structure(settings.guidance)
+    way = terms, settings.solver, settings.caching
     if way not in self._ways and len(self._ways) >= WAYS:
       jax.clear_caches()
       self._ways.clear()

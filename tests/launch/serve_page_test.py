@@ -1,9 +1,12 @@
 """The page of launch.serve in a real browser, by real clicks."""
 
+import base64
+import io
 import shutil
 import time
 
 import numpy as np
+from PIL import Image
 import pytest
 import soundfile
 
@@ -132,6 +135,18 @@ class Page:
     )
 
 
+def sound_bytes():
+  file = io.BytesIO()
+  soundfile.write(file, tiny.speech(1), 16000, format='WAV')
+  return file.getvalue()
+
+
+def picture_bytes():
+  file = io.BytesIO()
+  Image.fromarray(tiny.picture(size=96)).save(file, 'PNG')
+  return file.getvalue()
+
+
 def plays(page):
   """Whether the video on the stage goes on."""
   script = 'const v = document.getElementById("video"); return v.currentTime'
@@ -160,6 +175,14 @@ def test_words_become_a_video_that_plays(page, chat):
   slider = page('audio_cfg')
   assert slider.get_attribute('value') == '3'
   slider.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+  page.driver.find_element(By.TAG_NAME, 'summary').click()
+  page('cache').send_keys('from step')
+  page('guidance_schedule').send_keys('strong')
+  page('guidance_rescale').send_keys(*[Keys.ARROW_RIGHT] * 7)
+  page('negative_text').send_keys('fog')
+  page.click('make')
+  page.until(lambda: 'weight of the text is 1' in page('wrong').text)
+  page('text_cfg').send_keys(Keys.ARROW_RIGHT)
   page.click('make')
   page.until(lambda: page('title').text == 'Written words.')
   page.until_status('done in ')
@@ -172,6 +195,9 @@ def test_words_become_a_video_that_plays(page, chat):
     'return fetch("/api/jobs").then((r) => r.json()).then((b) => b.jobs[0])'
   )['about']
   assert about['audio_cfg'] == '4' and about['face'] == 'shipped'
+  assert about['cache'] == 'fast' and about['guidance_schedule'] == 'cosine'
+  assert about['negative_text'] == 'fog' and about['text_cfg'] == '1.5'
+  assert about['guidance_rescale'] == '0.7'
   page.driver.refresh()
   page.until(lambda: page.cards() == ['Written words.'])
   page.until_status('done in ')
@@ -213,6 +239,52 @@ def test_files_recordings_and_mistakes(page, tmp_path):
   page.until(lambda: page('title').text == 'voice.wav')
   page.driver.find_elements(By.CLASS_NAME, 'bin')[0].click()
   page.until(lambda: page.cards() == ['voice.wav'])
+
+
+def test_sounds_and_pictures_are_dropped(page):
+  """As a browser tells it: a drop event with files on the zone."""
+  drop = """
+    const [zone, name, type] = arguments;
+    const transfer = new DataTransfer();
+    const bytes = Uint8Array.from(atob(arguments[3]), (c) => c.charCodeAt(0));
+    transfer.items.add(new File([bytes], name, { type }));
+    for (const kind of ['dragover', 'drop']) {
+      zone.dispatchEvent(new DragEvent(kind, {
+        dataTransfer: transfer, bubbles: true, cancelable: true,
+      }));
+    }
+  """
+  page.until(lambda: page('model').text)
+  page.click('tab-file')
+  for zone, kind, data in (
+    ('drop-audio', 'audio/wav', sound_bytes()),
+    ('drop-image', 'image/png', picture_bytes()),
+  ):
+    name = f'dropped.{kind[-3:]}'
+    text = base64.b64encode(data).decode()
+    page.driver.execute_script(drop, page(zone), name, kind, text)
+  assert page('audio-name').text == 'dropped.wav'
+  assert page('portrait').is_displayed()
+  page.click('make')
+  page.until_status('done in ')
+  about = page.run(
+    'return fetch("/api/jobs").then((r) => r.json()).then((b) => b.jobs[0])'
+  )['about']
+  assert about['sound'] == 'dropped.wav' and about['image'] == 'dropped.png'
+
+
+def test_cards_of_jobs_that_are_not_on_the_stage_go_on(page):
+  page.until(lambda: page('model').text)
+  for words in ('first', 'second'):
+    page('text_to_speech').clear()
+    page('text_to_speech').send_keys(words)
+    page.click('make')
+    page.until(lambda words=words: words in page.cards())
+  page.driver.find_elements(By.CLASS_NAME, 'card')[1].click()
+  page.until_status('done in ')
+  assert page('title').text == 'first'
+  script = 'return document.querySelectorAll(".card video").length'
+  page.until(lambda: page.run(script) == 2)
 
 
 def test_a_video_can_be_cancelled(page):
