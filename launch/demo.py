@@ -25,6 +25,7 @@ from launch import (
   faces,
   filmstrip,
   guidance_flags,
+  loudness,
   speech as speech_lib,
   talk,
 )
@@ -90,18 +91,6 @@ def speak(text: str, path: pathlib.Path) -> list[speech_lib.Phone]:
   return spoken.phones
 
 
-def loudness(
-  wave: Float[np.ndarray, 'S'], num_frames: int
-) -> Float[np.ndarray, 'N']:
-  """Level of the sound of each video frame in dB, cut off 50 dB below peak."""
-  samples = RATE // TOKEN_RATE
-  padded = np.zeros(num_frames * samples, np.float32)
-  padded[: len(wave)] = wave[: len(padded)]
-  power = np.square(padded.reshape(num_frames, samples)).mean(1)
-  level = 10 * np.log10(power + 1e-12)
-  return np.maximum(level, level.max() - 50)
-
-
 def judge(
   frames: UInt8[np.ndarray, 'N H W 3'],
   wave: Float[np.ndarray, 'S'],
@@ -116,7 +105,7 @@ def judge(
     filmstrip.save_filmstrip(strip, frames, wave, none)
     return {'lips': 'none: no face is found in the video'}
   filmstrip.save_filmstrip(strip, frames, wave, look.mouth)
-  level = loudness(wave, len(frames))
+  level = loudness.level(wave, len(frames))
   blinks = evals.blink_rate(look.eyes, TOKEN_RATE)
   figures = {
     'mouth opening and loudness': f'r = {evals.pearson(look.mouth, level):.2f}',

@@ -5,10 +5,11 @@
 
 Real clips are made as they are, with noise as loud as the speech, over a
 telephone, 1 to 5 frames early and late, cut to a second; with silence and music
-in place of speech; and sentences of a synthesiser. OUT gets robustness.md,
-robustness.json and, of --long seconds of speech in one go, drift.png and
-drift.json: how identity, colour, sharpness and lips keep, second by second. A
-killed run continues where it was when given the same command.
+in place of speech; and sentences of a synthesiser in several languages. OUT gets
+robustness.md, robustness.json and, of --long seconds of speech in one go,
+drift.png and drift.json: how identity, colour, sharpness and lips keep, second
+by second. A killed run continues where it was when given the same command; rows
+that are not wanted, as --long=0, can be made later.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,33 +26,31 @@ from launch import (
   bundle,
   clip_flags,
   clip_scores,
-  closures,
   evaluation,
   evaluation_report,
   faces,
   guidance_flags,
+  media,
   robustness_drift,
   robustness_report,
   robustness_sounds as sounds,
+  robustness_spoken,
   shards,
-  speech,
 )
-from launch.errors import one_line
+from launch.errors import UserError, one_line
 from launch.generate import Generator
-from mirage_jax import evals, evals_image
-from mirage_jax.audio import RATE
+from launch.steps_bar import StepsBar
+from mirage_jax import evals
+from mirage_jax.audio import RATE, TOKEN_RATE
 
 _CLIPS = clip_flags.ClipFlags(4, 'so many clips a row')
 _LONG = flags.DEFINE_integer(
   'long', 60, 'seconds of the drift curve; 0 leaves it out', 0
 )
-_SPOKEN = flags.DEFINE_bool('spoken', True, 'a row for a synthesiser')
-_SAMPLING = guidance_flags.SamplingFlags()
-
-SENTENCES = (
-  'Bob may bring a big map, so please put my blue bag by the lamp.',
-  'My mother bought a brown umbrella, because it might rain tomorrow.',
+_SPOKEN = flags.DEFINE_bool(
+  'spoken', True, 'rows for a synthesiser, a language each'
 )
+_SAMPLING = guidance_flags.SamplingFlags()
 
 
 class Case(NamedTuple):
@@ -87,13 +86,19 @@ def main(_: list[str]) -> None:
     files = _CLIPS.files(limited=False)
     study = Study(_CLIPS.weights(), files, _CLIPS.out)
     evaluation.claim(study.out / 'plan.json', study.plan)
+    if 0 < _LONG.value * TOKEN_RATE <= study.generator.window_frames + 2:
+      raise UserError(
+        f'--long={_LONG.value}: drift shows in what comes after the first '
+        f'window of {study.generator.window_frames / TOKEN_RATE:g} s; give '
+        'more, or 0 for none'
+      )
     rows = study.rows()
     if _SPOKEN.value:
-      rows['synthesised'] = study.kept('synthesised', study.spoken)
+      rows |= study.spoken()
     if _LONG.value:
       rows[f'{_LONG.value} seconds'] = study.long(_LONG.value)
     evaluation_report.save_json(study.out / 'robustness.json', rows)
-    table = robustness_report.markdown(rows, _CLIPS.limit)
+    table = robustness_report.markdown(rows, study.judged)
     (study.out / 'robustness.md').write_text(table)
     print(table)
 
@@ -109,7 +114,6 @@ class Study:
   ):
     self.files, self.out = files, out
     self.size = weights.config['data']['size']
-    self.settings = _SAMPLING.settings(_CLIPS.seed)
     self.plan = evaluation.make_plan(
       list(files),
       checkpoint=_CLIPS.checkpoint,
@@ -119,6 +123,9 @@ class Study:
     )
     self.mesh = faces.default_mesh()
     self.generator = Generator(weights, _CLIPS.checkpoint, _SAMPLING.quantised)
+    self.settings = _SAMPLING.settings(_CLIPS.seed, self.generator.own_steps)
+    self.rebuild = evaluation.make_rebuild(weights)
+    self.judged = 0
 
   def kept(self, name: str, make: Callable[[], Any]) -> Any:
     """What `make` returned, now or in an earlier run."""
@@ -133,71 +140,102 @@ class Study:
     return evaluation.load_clip(file, self.size, self.mesh)
 
   def generate(
-    self, wave: np.ndarray, image: np.ndarray, seed: int
+    self,
+    wave: np.ndarray,
+    image: np.ndarray,
+    seed: int,
+    progress: Callable[[], None] = lambda: None,
   ) -> np.ndarray:
     settings = dataclasses.replace(self.settings, seed=_CLIPS.seed + seed)
-    return self.generator(wave, image, '', settings)
+    return self.generator(wave, image, '', settings, progress)
 
   def rows(self) -> dict[str, dict[str, Any]]:
-    """The mean figures of every case over the clips."""
-    names = list(CASES)
-    results = {name: [] for name in names}
+    """The mean figures of every case over the clips that can be used.
+
+    Raises:
+      UserError: there is none.
+    """
+    results = []
     for n in range(min(_CLIPS.limit, len(self.plan.clips))):
-      clip_id = self.plan.clips[n]
-      for name in names:
-        part = self.kept(
-          f'{clip_id}/{name}', lambda n=n, name=name: self.judge(n, CASES[name])
-        )
-        results[name].append(part)
+      try:
+        results.append(self.judge_all(n))
+      except (media.MediaError, faces.NoFaceError) as error:
+        print(f'{self.plan.clips[n]}: skipped, {error}', flush=True)
+    self.judged = len(results)
+    if not results:
+      raise UserError('no clip can be used, see above; give others')
     return {
-      name: robustness_report.mean(results[name], CASES[name].late)
-      for name in names
+      name: robustness_report.mean([r[name] for r in results], case.late)
+      for name, case in CASES.items()
+    }
+
+  def judge_all(self, n: int) -> dict[str, dict[str, Any]]:
+    """The figures of one clip with every sound."""
+    clip_id = self.plan.clips[n]
+    return {
+      name: self.kept(
+        f'{clip_id}/{name}', lambda case=case: self.judge(n, case)
+      )
+      for name, case in CASES.items()
     }
 
   def judge(self, n: int, case: Case) -> dict[str, Any]:
     """The figures of one clip with one sound."""
     clip = self.load(n)
     other = self.plan.clips.index(self.plan.partners[n])
-    made = self.generate(case.change(clip.wave), self.load(other).frames[0], n)
+    wave = case.change(clip.wave)
+    made = self.generate(wave, self.load(other).frames[0], n)
     rois = self.mesh.clip_rois(clip.frames)
     truth = clip_scores.look(clip.frames, self.mesh, rois)
     seen = clip_scores.look(made, self.mesh, rois[: len(made)])
-    mouth = truth.mouth[: len(made)]
-    figures = {
-      'face_found': float(seen.found),
-      'movement': float(np.std(seen.mouth) / max(np.std(truth.mouth), 1e-9)),
-      'opening': float(np.mean(seen.mouth) / max(np.mean(truth.mouth), 1e-9)),
-      'sharpness': float(
-        evals_image.sharpness(made) / evals_image.sharpness(clip.frames)
-      ),
-    }
+    found = robustness_report.figures(seen, truth, wave)
     if case.late is not None:
+      mouth = truth.mouth[: len(made)]
       profile = evals.lag_profile(seen.mouth, mouth, clip_scores.MAX_LAG)
-      figures['lag_profile'] = profile.tolist()
-    return figures
+      found['lag_profile'] = profile.tolist()
+    return found
 
-  def spoken(self) -> dict[str, Any]:
-    """How often the lips close where a synthesiser's sentences ask for it."""
-    image, hits, chances = self.load(0).frames[0], [], []
-    for n, sentence in enumerate(SENTENCES):
-      spoken = speech.synthesise(sentence)
-      made = self.generate(spoken.wave, image, n)
-      look = clip_scores.look(made, self.mesh)
-      found = closures.count(look.mouth, spoken.phones)
-      hits += found.hits.tolist()
-      chances += [found.chance] * len(found.hits)
+  def spoken(self) -> dict[str, dict[str, Any]]:
+    """A row for each language of a synthesiser."""
+    first = []  # Loaded for the first row that is not there yet.
+
+    def measure(text):
+      clip = first[0] if first else self.load_first()
+      first[:] = [clip]
+      rois = self.mesh.clip_rois(clip.frames)
+      truth = clip_scores.look(clip.frames, self.mesh, rois)
+      return robustness_spoken.measure(
+        text, clip.frames[0], truth, rois, self.generate, self.mesh
+      )
+
     return {
-      'closures': sum(hits),
-      'closures_of': len(hits),
-      'closures_by_chance': float(sum(chances)),
+      name: self.kept(name, lambda text=text: measure(text))
+      for name, text in robustness_spoken.TEXTS.items()
     }
+
+  def load_first(self) -> evaluation.Clip:
+    """The first clip that can be used; `rows` has found that there is one."""
+    for n in range(len(self.plan.clips)):
+      try:
+        return self.load(n)
+      except (media.MediaError, faces.NoFaceError):
+        continue  # It was told of when its row was made.
+    raise UserError('no clip can be used, see above; give others')
 
   def long(self, seconds: int) -> dict[str, Any]:
     """Speech of real clips, one after the other, in one go, and its drift."""
+    name, count = f'{seconds} seconds', len(self.plan.clips)
+
+    def generate(wave, image, seed):
+      overlap = self.settings.joints.overlap
+      windows = self.generator.num_windows(len(wave), overlap)
+      with StepsBar(name, windows * self.settings.steps) as advance:
+        return self.generate(wave, image, seed, advance)
+
     curves = self.kept(
-      f'long{seconds}',
+      name,
       lambda: robustness_drift.measure(
-        self.load, len(self.plan.clips), seconds, self.generate, self.mesh
+        self.load, count, seconds, generate, self.rebuild, self.mesh
       ),
     )
     evaluation_report.save_json(self.out / 'drift.json', curves)

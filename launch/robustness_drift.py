@@ -3,13 +3,16 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxtyping import UInt8
 import numpy as np
 
-from launch import clip_scores, evaluation, faces
+from launch import clip_scores, evaluation, faces, media
+from launch.errors import UserError
 from mirage_jax import evals, evals_image
 from mirage_jax.audio import RATE, TOKEN_RATE
 
 LIPS = 3  # Seconds that a correlation of the lips spans.
+ENDS = 10  # Seconds, at most, that stand for the beginning and for the end.
 
 
 def measure(
@@ -17,8 +20,9 @@ def measure(
   count: int,
   seconds: int,
   generate: Callable[[np.ndarray, np.ndarray, int], np.ndarray],
+  rebuild: Callable[[np.ndarray], np.ndarray],
   mesh: faces.FaceMesh,
-) -> dict[str, list[float]]:
+) -> dict[str, Any]:
   """Makes one video of the speech of clips, one after the other.
 
   Args:
@@ -26,20 +30,32 @@ def measure(
     count: how many there are; they are repeated if they are too short.
     seconds: length of the video.
     generate: (wave, image, seed) -> frames.
+    rebuild: frames of whole chunks through the autoencoder alone.
     mesh: finds the landmarks.
 
   Returns:
     Per second, against the first one: 'identity', PSNR in dB of the mean face
     without the mouth, laid onto the first one's; 'colour', RMS change in 8-bit
     levels; 'sharpness', ratio. 'lips': correlation with the true curve over the
-    3 seconds that end there. 'mouth', 'true_mouth': the curves.
+    3 seconds that end there. 'mouth', 'true_mouth': the curves. 'noise': what
+    the autoencoder alone does to identity and colour, of real frames.
+
+  Raises:
+    UserError: no clip can be used.
   """
-  first = load(0)
+  first = None
   waves, mouths, left = [], [], seconds * TOKEN_RATE
   number = 0
   while left > 0:
-    clip = load(number % count)
-    rois = mesh.clip_rois(clip.frames)
+    if number == count and first is None:
+      raise UserError('no clip can be used, see above; give others')
+    try:
+      clip = load(number % count)
+      rois = mesh.clip_rois(clip.frames)
+    except (media.MediaError, faces.NoFaceError):
+      number += 1
+      continue
+    first = first or clip
     mouth = clip_scores.look(clip.frames, mesh, rois).mouth[:left]
     mouths.append(mouth)
     waves.append(clip.wave[: len(mouth) * RATE // TOKEN_RATE])
@@ -51,7 +67,32 @@ def measure(
   return curves(seen, true) | {
     'mouth': seen.mouth.tolist(),
     'true_mouth': true.tolist(),
+    'noise': autoencoder_noise(first.frames, rebuild, mesh),
   }
+
+
+def autoencoder_noise(
+  frames: UInt8[np.ndarray, 'N H W 3'],
+  rebuild: Callable[[np.ndarray], np.ndarray],
+  mesh: faces.FaceMesh,
+) -> dict[str, float]:
+  """What is lost between a real second and itself, rebuilt.
+
+  Returns:
+    'identity' and 'colour', as of the curves of `measure`.
+  """
+  second = frames[:TOKEN_RATE]
+  both = np.concatenate([second, rebuild(second)])
+  landmarks = mesh.landmarks_clip(second, mesh.clip_rois(second))
+  # The real landmarks serve both: nothing moves.
+  seen = clip_scores.Look(
+    both,
+    np.concatenate([landmarks, landmarks]),
+    *[np.zeros(len(both))] * 2,
+    True,
+  )
+  found = curves(seen, np.zeros(len(both)))
+  return {name: found[name][1] for name in ('identity', 'colour')}
 
 
 def curves(seen: clip_scores.Look, true: np.ndarray) -> dict[str, list[float]]:
@@ -83,19 +124,26 @@ def _first(face):
   return face(0).round().astype(np.uint8)
 
 
-def summarise(drift: Mapping[str, list[float]], window: int) -> dict[str, Any]:
-  """Figures for a row: lips in the first window and after it, ends of curves.
+def summarise(drift: Mapping[str, Any], window: int) -> dict[str, Any]:
+  """Figures for a row: lips in the first window and after it; both ends.
+
+  The beginning begins with the second second: the first one is the measure.
 
   Args:
     drift: as `measure` returns it.
     window: frames of the first window.
   """
   mouth, true = np.array(drift['mouth']), np.array(drift['true_mouth'])
-  return {
+  found = {
     'mouth_correlation': evals.pearson(mouth, true),
     'first_window': evals.pearson(mouth[:window], true[:window]),
     'after_it': evals.pearson(mouth[window:], true[window:]),
-    'identity': drift['identity'][-1],
-    'colour': drift['colour'][-1],
     'sharpness': drift['sharpness'][-1],
   }
+  for name in ('identity', 'colour'):
+    curve = drift[name][1:]
+    span = min(ENDS, -(-len(curve) // 2))
+    found[f'{name}_begin'] = float(np.mean(curve[:span]))
+    found[f'{name}_end'] = float(np.mean(curve[-span:]))
+    found[f'{name}_noise'] = drift['noise'][name]
+  return found

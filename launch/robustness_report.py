@@ -4,17 +4,20 @@ from collections.abc import Mapping, Sequence
 import os
 from typing import Any
 
+from jaxtyping import Float
 import numpy as np
 
-from launch import atomic
-from launch.clip_scores import MAX_LAG
-from launch.filmstrip import MADE, load_figure
+from launch import atomic, loudness
+from launch.clip_scores import MAX_LAG, Look
+from launch.filmstrip import MADE, TRUE, load_figure
+from mirage_jax import evals, evals_image
 
 # Column title, key, format.
 COLUMNS = (
   ('mouth r', 'mouth_correlation', '.3f'),
   ('lag, frames', 'lag', '+d'),
   ('lag due', 'lag_due', '+d'),
+  ('r with loudness', 'loudness', '.2f'),
   ('mouth moves', 'movement', '.2f'),
   ('mouth opens', 'opening', '.2f'),
   ('sharpness', 'sharpness', '.2f'),
@@ -22,8 +25,11 @@ COLUMNS = (
 )
 NOTE = """\
 Mean over {clips} clips. *mouth r*: correlation of the mouth's opening with the
-true one at the *lag due*; *lag*: the one at which it is greatest; *mouth moves*, *opens*: deviation and mean of the opening over those of the real
+true one at the *lag due*; *lag*: the one at which it is greatest; *r with
+loudness*: of the opening and the level of the sound, where nobody was filmed;
+*mouth moves*, *opens*: deviation and mean of the opening over those of the real
 clip, 0 for a mouth that stays shut; *sharpness*: ratio to the real clip.
+Synthesised sentences are all spoken by one American voice.
 """
 DRIFT = (
   ('identity', 'identity: PSNR of the mean face, dB'),
@@ -31,6 +37,27 @@ DRIFT = (
   ('sharpness', 'sharpness, ratio'),
   ('lips', 'lips: r over 3 s'),
 )
+
+
+def figures(
+  seen: Look, truth: Look, wave: Float[np.ndarray, 'S']
+) -> dict[str, float]:
+  """What can be said of a clip whatever its sound is.
+
+  Args:
+    seen: what was made.
+    truth: a real clip of the same person.
+    wave: the sound of what was made.
+  """
+  level = loudness.level(wave, len(seen.mouth))
+  sharp = [evals_image.sharpness(clip.frames) for clip in (seen, truth)]
+  return {
+    'face_found': float(seen.found),
+    'loudness': evals.pearson(seen.mouth, level),
+    'movement': float(np.std(seen.mouth) / max(np.std(truth.mouth), 1e-9)),
+    'opening': float(np.mean(seen.mouth) / max(np.mean(truth.mouth), 1e-9)),
+    'sharpness': float(sharp[0] / max(sharp[1], 1e-9)),
+  }
 
 
 def mean(
@@ -70,16 +97,17 @@ def markdown(rows: Mapping[str, Mapping[str, Any]], clips: int) -> str:
     if 'after_it' in row:
       notes.append(
         f'{name}: lips r = {row["first_window"]:.3f} in the first window, '
-        f'{row["after_it"]:.3f} after it; at the end identity '
-        f'{row["identity"]:.1f} dB, colour off by {row["colour"]:.1f} levels'
+        f'{row["after_it"]:.3f} after it; identity {row["identity_begin"]:.1f} '
+        f'dB at the beginning, {row["identity_end"]:.1f} at the end '
+        f'(autoencoder alone {row["identity_noise"]:.1f}), colour off by '
+        f'{row["colour_begin"]:.1f} and {row["colour_end"]:.1f} levels '
+        f'({row["colour_noise"]:.1f})'
       )
   return '\n'.join([*lines, '', NOTE.format(clips=clips), *notes]) + '\n'
 
 
-def save_drift(
-  path: str | os.PathLike, drift: Mapping[str, Sequence[float]]
-) -> None:
-  """A PNG: the four curves over the seconds."""
+def save_drift(path: str | os.PathLike, drift: Mapping[str, Any]) -> None:
+  """A PNG: the four curves over the seconds, and the autoencoder's noise."""
   figure = load_figure()(figsize=(9, 8), dpi=100)
   for axis, (key, title) in zip(
     figure.subplots(len(DRIFT), 1, sharex=True), DRIFT, strict=True
@@ -89,6 +117,10 @@ def save_drift(
     curve = drift[key][start:]
     axis.plot(range(start + 1, start + 1 + len(curve)), curve, color=MADE)
     axis.set_title(title, loc='left', fontsize=10)
+    if key in drift['noise']:
+      noise = drift['noise'][key]
+      axis.axhline(noise, color=TRUE, linewidth=1, linestyle=':')
+      axis.annotate('autoencoder alone', (1, noise), fontsize=8, va='bottom')
   axis.set_xlabel('second')
   figure.tight_layout()
   with atomic.replacing(path) as half:

@@ -146,7 +146,11 @@ def _fill(word, values):
   return word
 
 
-def synthesise(text: str, voice: str | os.PathLike | None = None) -> Speech:
+def synthesise(
+  text: str,
+  voice: str | os.PathLike | None = None,
+  language: str | None = None,
+) -> Speech:
   """Speaks `text`; the same text gives the same samples.
 
   Phone times are the synthesiser's own durations, not an alignment. It counts
@@ -156,6 +160,8 @@ def synthesise(text: str, voice: str | os.PathLike | None = None) -> Speech:
   Args:
     text: any length; sentences are spoken one after the other.
     voice: a piper .onnx with its .onnx.json; None is the packaged American man.
+    language: how eSpeak calls the one that `text` is in, as 'de'; the voice
+      speaks it with an accent. None is the voice's own.
 
   Raises:
     UserError: the packages are missing, no such voice, or nothing to say.
@@ -163,6 +169,9 @@ def synthesise(text: str, voice: str | os.PathLike | None = None) -> Speech:
   if not text.strip():
     raise UserError('there is no text to speak; give a sentence')
   engine = load_voice(voice)
+  if language is not None:
+    config = dataclasses.replace(engine.config, espeak_voice=language)
+    engine = dataclasses.replace(engine, config=config)
   from piper import SynthesisConfig
 
   # Noise is what makes two readings of a text differ.

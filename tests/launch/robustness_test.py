@@ -8,10 +8,13 @@ import pytest
 from launch import (
   bundle,
   clip_scores,
+  evaluation,
   faces,
   generate,
+  media,
   robustness_drift,
   robustness_sounds as sounds,
+  speech,
 )
 from tests.launch.drawn import (
   SIZE,
@@ -29,13 +32,36 @@ TONE = np.sin(2 * np.pi * 1000 * np.arange(RATE) / RATE).astype(np.float32)
 class Model:
   """Opens the mouth nine tenths as far as it is loud."""
 
-  window_frames = 50
+  window_frames, own_steps = 50, 0
 
   def __init__(self, weights, name, quantised):
     pass
 
-  def __call__(self, wave, image, text, settings):
+  def num_windows(self, num_samples, overlap):
+    return 2
+
+  def __call__(self, wave, image, text, settings, progress):
+    for _ in range(16):
+      progress()
     return draw_clip(0.9 * loudness(wave))
+
+
+def darker(frames):
+  """An autoencoder that loses a level."""
+  return np.maximum(frames, 1) - 1
+
+
+def speak(text, language):
+  """A stop in the middle of two vowels, in any language."""
+  opening = np.r_[np.full(10, 0.7), 0, 0, 0, np.full(12, 0.8)]
+  tone = np.sin(np.arange(25 * 640) * 0.3)
+  wave = (0.8 * np.repeat(opening, 640) * tone).astype(np.float32)
+  said.append((language, text))
+  phones = [('a', 0.0, 0.4), ('b', 0.4, 0.52), ('a', 0.52, 1.0)]
+  return speech.Speech(wave, [speech.Phone(*phone) for phone in phones])
+
+
+said = []
 
 
 @pytest.fixture
@@ -46,16 +72,18 @@ def robustness(binary, tmp_path, monkeypatch):
   monkeypatch.setattr(bundle, 'load', lambda path: weights)
   monkeypatch.setattr(generate, 'Generator', Model)
   monkeypatch.setattr(faces, 'default_mesh', DrawnFaces)
+  monkeypatch.setattr(evaluation, 'make_rebuild', lambda weights: darker)
 
   def run(*arguments):
     given = [f'--data={tmp_path}/clips', f'--out={tmp_path}/out']
-    return binary('robustness')(*given, '--limit=2', '--nospoken', *arguments)
+    return binary('robustness')(*given, '--limit=2', *arguments)
 
   return run
 
 
-def test_a_row_for_every_sound(robustness, tmp_path):
-  assert robustness('--long=4') == 0
+def test_a_row_for_every_sound(robustness, tmp_path, capsys):
+  assert robustness('--nospoken', '--long=4') == 0
+  assert '4 seconds: step 16/16, ' in capsys.readouterr().err
   rows = json.loads((tmp_path / 'out/robustness.json').read_text())
   for late in (*range(-5, 0), *range(1, 6)):
     plural = 's' * (abs(late) > 1)
@@ -66,14 +94,57 @@ def test_a_row_for_every_sound(robustness, tmp_path):
   assert rows['as recorded']['movement'] == pytest.approx(0.9, abs=0.05)
   assert rows['one second']['mouth_correlation'] > 0.95
   assert rows['silence']['movement'] == rows['silence']['opening'] == 0
+  assert rows['silence']['loudness'] == 0 < 0.5 < rows['music']['loudness']
   assert 'lag' not in rows['silence'] and 'lag' not in rows['music']
   assert rows['4 seconds']['first_window'] > 0.95
-  assert rows['4 seconds']['colour'] > 0
+  assert rows['4 seconds']['colour_end'] > 0
+  assert rows['4 seconds']['colour_noise'] == pytest.approx(1, abs=0.01)
+  off = 20 * np.log10(255)
+  assert rows['4 seconds']['identity_noise'] == pytest.approx(off, abs=0.2)
   drift = json.loads((tmp_path / 'out/drift.json').read_text())
   assert len(drift['mouth']) == 100 and len(drift['lips']) == 4
   table = (tmp_path / 'out/robustness.md').read_text()
   assert '| 3 frames late |' in table and '4 seconds: lips r =' in table
   assert (tmp_path / 'out/drift.png').stat().st_size > 10_000
+
+
+def test_languages_are_rows_and_parts_are_kept(
+  robustness, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(speech, 'synthesise', speak)
+  assert robustness('--long=0') == 0
+  languages = dict.fromkeys(language for language, _ in said)
+  assert list(languages) == ['en-us', 'de', 'fr', 'es', 'cmn', 'hi']
+  rows = json.loads((tmp_path / 'out/robustness.json').read_text())
+  row = rows['synthesised, German']
+  assert row['closures'] == row['closures_of'] == 1
+  assert 0 < row['closures_by_chance'] < 1 and row['loudness'] > 0.8
+  table = (tmp_path / 'out/robustness.md').read_text()
+  assert 'synthesised, Hindi: lips shut at 1 of 1 /p b m/' in table
+  assert rows['synthesised']['closures_of'] == 2
+  # Everything was kept: another run makes what it lacks, and no more.
+  said.clear()
+  (tmp_path / 'out/parts/a/silence.json').unlink()
+  (tmp_path / 'out/parts/synthesised, French.json').unlink()
+  capsys.readouterr()
+  assert robustness('--long=0') == 0
+  done = [x for x in capsys.readouterr().out.splitlines() if ': done' in x]
+  assert done == ['a/silence: done', 'synthesised, French: done']
+  assert [language for language, _ in said] == ['fr']
+
+
+def test_clips_that_cannot_be_used_are_skipped(robustness, tmp_path, capsys):
+  media.write_video(
+    tmp_path / 'clips/b.mp4', np.zeros((30, 32, 32, 3), np.uint8), None
+  )
+  assert robustness('--nospoken', '--long=4') == 0
+  out = capsys.readouterr().out
+  assert 'b: skipped, ' in out and 'Mean over 1 clips' in out
+
+
+def test_what_is_too_short_to_drift_is_told(robustness, one_error):
+  assert robustness('--long=2') == 1
+  assert one_error().startswith('--long=2: drift shows in what comes after the')
 
 
 def test_drift_is_seen_second_by_second():
@@ -93,11 +164,17 @@ def test_drift_is_seen_second_by_second():
   np.testing.assert_allclose(curves['lips'][:2], 1)
   assert curves['lips'][3] < curves['lips'][2] < 0.9
   found = robustness_drift.summarise(
-    curves | {'mouth': look.mouth.tolist(), 'true_mouth': true.tolist()}, 50
+    curves
+    | {'mouth': look.mouth.tolist(), 'true_mouth': true.tolist()}
+    | {'noise': {'identity': 40.0, 'colour': 1.0}},
+    50,
   )
   assert found['first_window'] == pytest.approx(1)
   assert found['after_it'] == pytest.approx(-1)
-  assert found['colour'] == curves['colour'][-1]
+  # Of three seconds, the first two and the last two.
+  assert found['colour_begin'] == pytest.approx(3, abs=1e-3)
+  assert found['colour_end'] == pytest.approx(5, abs=1e-3)
+  assert found['colour_noise'] == 1 and found['identity_noise'] == 40
 
 
 def power(wave):

@@ -38,6 +38,14 @@ def test_phones_cover_the_wave_and_repeat():
 
 
 @needs_tts
+def test_another_language_has_its_own_phones():
+  for language, letters in (('de', 'vaɪn'), (None, 'waɪn')):
+    said = speech.synthesise('Wein.', language=language)
+    heard = ''.join(p.symbol for p in said.phones if p.symbol not in '^$_ˈ')
+    assert heard.startswith(letters), heard
+
+
+@needs_tts
 def test_nothing_to_say_and_no_such_voice(tmp_path):
   with pytest.raises(UserError, match='no text'):
     speech.synthesise('  ')
