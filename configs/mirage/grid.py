@@ -5,15 +5,15 @@ Data: clips of a talking face, as in GRID (25 fps, 16 kHz; CC BY 4.0).
   for s in train val; do python -m launch.prepare --stage clips --input CLIPS \
       --split split.json --subset $s --out data/grid/clips/$s; done
 
-`:vae`, the autoencoder, 4.0M parameters, 38.2 dB on held-out clips. The shipped
-one took 110 minutes on two cores in four runs, each from the last by
+`:vae`, the autoencoder, 4.0M parameters, 38.4 dB on held-out clips. The shipped
+one took 140 minutes on two cores in five runs, each from the last by
 --config.init_from: 2,000 steps with AdamW, 12 latent channels and a plain L1 on
 wider crops, 1,100 with motion weights on these crops, widened to 24 channels by
-rows of zeros the 2,600 with Muon that are configured here, and 2,400 of the
-decoder alone (--config.freeze_encoder=true --config.motion_weight=20
---config.num_steps=2400 --config.optimizer.learning_rate=1.5e-3), which took the
-mouth curve of reconstructions from r = 0.91 to 0.94. From scratch these have not
-been run yet.
+rows of zeros the 2,600 with Muon that are configured here, and twice 2,400 of
+the decoder alone (--config.freeze_encoder=true --config.num_steps=2400
+--config.optimizer.learning_rate=1.5e-3, --config.motion_weight=20, then 30),
+which took the mouth curve of reconstructions from r = 0.91 to 0.95. From scratch
+these have not been run yet.
 
   python -m launch.train --config configs/mirage/grid.py:vae --workdir runs/vae
   python -m launch.export --workdir runs/vae --clips data/grid/clips/train \
