@@ -2,13 +2,14 @@
 # Trains a config on Cloud TPUs (v5e, v5p, v6e) through a queued resource.
 #
 #   NAME=mirage TYPE=v5p-512 BUCKET=my-bucket launch/pod.sh create
-#   ... launch/pod.sh install      # once the pod is there: this checkout, Python
+#   ... launch/pod.sh install      # once the pod is there: this checkout
 #   ... CONFIG=configs/mirage/mirage_10b.py:v5p_256 launch/pod.sh run
 #   ... launch/pod.sh logs
 #   ... launch/pod.sh resume       # if the pod is gone, waits for a new one
 #   ... launch/pod.sh delete
 #
-# --dry-run prints the commands. In the environment, beside gcloud's defaults:
+# --dry-run prints the commands, --help this. In the environment, beside
+# gcloud's defaults:
 #   NAME     of the queued resource; TYPE its accelerator, chips as it counts
 #            them (v5litepod-256, v5p-512, v6e-256); ZONE if not the default
 #   SLICES   more than one makes a multislice of that many pods; SPOT=1
@@ -26,6 +27,11 @@ zone=(${ZONE:+"--zone=$ZONE"})
 fail() {
   echo "error: $*" >&2
   exit 1
+}
+
+# What stands at the top of this file.
+help() {
+  sed -n '2,${/^#/!q;s/^# \{0,1\}//p}' "$0"
 }
 
 # Runs a command, or prints it so that a shell would read the same.
@@ -115,8 +121,10 @@ delete() {
 }
 
 resume() {
-  if $dry || [[ $(state) != ACTIVE ]]; then
-    delete
+  local now=SUSPENDED
+  $dry || now=$(state) || now=  # gcloud says so of one that is not there.
+  if [[ $now != ACTIVE ]]; then
+    [[ -z $now ]] || delete
     create
     await
     install
@@ -127,10 +135,13 @@ resume() {
 for argument in "$@"; do
   case $argument in
     --dry-run) dry=true ;;
+    --help | -h) command=help ;;
     create | install | run | logs | resume | delete) command=$argument ;;
-    *) fail "$argument: create, install, run, logs, resume, delete, --dry-run" ;;
+    *) fail "$argument: create, install, run, logs, resume, delete, --help" ;;
   esac
 done
 [[ $command ]] || fail 'one of create, install, run, logs, resume, delete'
-$dry || command -v gcloud > /dev/null || fail 'gcloud is not installed'
+if ! $dry && [[ $command != help ]]; then
+  command -v gcloud > /dev/null || fail 'gcloud is not installed'
+fi
 "$command"

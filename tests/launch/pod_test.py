@@ -123,6 +123,18 @@ def test_resume_takes_a_new_pod_only_if_the_old_one_is_gone(shell):
   new = ['delete', 'create', 'describe', 'describe', 'describe']
   new += ['archive', 'scp', 'ssh', 'ssh']
   assert verbs(pod(shell, 'resume')) == ['describe', *new]
+  shell.state.write_text('\nACTIVE\n')  # It has been deleted.
+  again = ['create', 'describe', 'archive', 'scp', 'ssh', 'ssh']
+  assert verbs(pod(shell, 'resume')) == ['describe', *again]
+
+
+@pytest.mark.parametrize('script', ['pod.sh', 'gke_xpk.sh'])
+def test_help_is_what_stands_on_top(shell, script):
+  ran = shell(f'launch/{script}', '--help')
+  assert ran.returncode == 0 and ran.stderr == ''
+  lines = ran.stdout.splitlines()
+  assert lines[0].startswith('Trains a config') and 'CONFIG' in ran.stdout
+  assert not any(line.startswith(('#', 'set -')) for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +164,10 @@ def test_xpk_gets_the_workload(shell):
   printed = shell('launch/gke_xpk.sh', '--dry-run', **settings)
   assert shell.commands('-c', printed.stdout) == [words]
   assert shell('launch/gke_xpk.sh').returncode != 0
+  settings |= dict(TYPE='h100-mega-80gb-8', NODES='4')
+  (words,) = shell.commands('launch/gke_xpk.sh', **settings)
+  assert {'--device-type=h100-mega-80gb-8', '--num-nodes=4'} < set(words)
+  assert '$JAX_COORDINATOR_PORT --num_processes=$NNODES --pro' in words[-1]
 
 
 @pytest.mark.parametrize(('left', 'again'), [(100, True), (5000, False)])
