@@ -57,3 +57,39 @@ def test_the_binary_plots_them(binary, tmp_path, capsys, one_error):
   with binary('curves').loaded() as module, pytest.raises(SystemExit):
     module.main(['curves', str(a)])
   assert '--out' in one_error()
+
+
+def score(folder, value, row='generated'):
+  folder.mkdir(parents=True)
+  mean = {row: {'mouth_correlation': value}}
+  (folder / 'scores.json').write_text(json.dumps({'mean': mean}))
+
+
+def test_lips_stand_beside_the_loss(binary, tmp_path, capsys, one_error):
+  pytest.importorskip('matplotlib')
+  a = run(tmp_path / 'a')
+  b = run(tmp_path / 'b', a)
+  scores, out = tmp_path / 'scores', tmp_path / 'curves.png'
+  score(scores / 'b/4', 0.7)
+  score(scores / 'b/2', 0.5)
+  flags = f'--out={out}', f'--scores={scores}'
+  with binary('curves').loaded(*flags) as module:
+    assert module.read_lips(scores, b) == [(2, 0.5), (4, 0.7)]
+    assert module.read_lips(scores, a) == []
+    module.main(['curves', str(a), str(b)])
+  assert out.read_bytes().startswith(b'\x89PNG')
+  assert "b: mouth opening, r with the true clip's 0.7 at step 8" in (
+    capsys.readouterr().out
+  )
+  with binary('curves').loaded(*flags) as module, pytest.raises(SystemExit):
+    module.main(['curves', str(a)])
+  assert 'has no NAME/STEP/scores.json of these' in one_error()
+  score(scores / 'a/last', 0.5)
+  with binary('curves').loaded(*flags) as module, pytest.raises(SystemExit):
+    module.main(['curves', str(a)])
+  assert 'must lie in a folder named by the step' in one_error()
+  score(scores / 'a/4', 0.5, row='rebuilt')
+  (scores / 'a/last/scores.json').unlink()
+  with binary('curves').loaded(*flags) as module, pytest.raises(SystemExit):
+    module.main(['curves', str(a)])
+  assert 'launch.evaluate of a transformer' in one_error()
