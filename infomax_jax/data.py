@@ -28,6 +28,7 @@ class DataConfig:
     strong: Add Fast AutoAugment's ImageNet policy to the views.
     aspect: Law of the crop's aspect ratio, see `augment_crop.draw_box`.
     without: Parts of the recipe to leave out, see `augment.PARTS`.
+    version: Of the paper, whose code the recipe's constants are from: 1 or 2.
     first: Train on the first so many images of each class by file name; 0 for
       all.
     hold_out: Keep back the last so many of each class; 0 if `eval` is given.
@@ -45,6 +46,7 @@ class DataConfig:
   strong: bool = False
   aspect: Literal['log', 'uniform'] = 'log'
   without: tuple[str, ...] = ()
+  version: Literal[1, 2] = 2
   first: int = 0
   hold_out: int = 0
   max_corrupt: int = 100
@@ -65,7 +67,12 @@ class DataConfig:
   def build_recipe(self) -> augment.Recipe:
     """The recipe with this config's changes."""
     return augment.recipe(
-      self.recipe, self.size, self.strong, self.aspect, tuple(self.without)
+      self.recipe,
+      self.size,
+      self.strong,
+      self.aspect,
+      tuple(self.without),
+      self.version,
     )
 
 

@@ -156,12 +156,23 @@ def abstract_eval_batch(
   return {'image': batch['view1'], 'label': batch['label'], 'mask': mask}
 
 
+def _check_classes(source, most):
+  """The source, if the classifiers have a logit for each of its classes."""
+  if len(source.classes) > most:
+    raise ValueError(
+      f'the images have {len(source.classes)} classes, heads.num_classes is '
+      f'{most}: set it to {len(source.classes)}'
+    )
+  return source
+
+
 def make(config: Mapping[str, Any]) -> Experiment:
   """Builds the pure functions of a run from a plain config.
 
   Raises:
     ValueError: a key is unknown or missing, or sizes do not fit together.
       `chunks`, of `encode_views`, may be missing: 1.
+      From `dataset`: the images have more classes than the classifiers.
     FileNotFoundError: no images at data.train or data.eval (from `dataset`).
   """
   source = config_lib.build(data.DataConfig, config['data'])
@@ -180,6 +191,7 @@ def make(config: Mapping[str, Any]) -> Experiment:
       f'{encoder.cfg.image_size}: set data.size or encoder.image_size'
     )
   models = dict(encoder=encoder, classifiers=classifiers, recipe=recipe)
+  known = functools.partial(_check_classes, most=classifiers.cfg.num_classes)
   size, seed = config['batch_size'], config['seed']
   chunks = config.get('chunks', 1)
   if chunks < 1 or size % chunks:
@@ -193,8 +205,8 @@ def make(config: Mapping[str, Any]) -> Experiment:
       loss_fn=functools.partial(losses, cfg=cfg, chunks=chunks, **models),
       tx=tx,
     ),
-    dataset=lambda: data.views(splits.train, source, size, seed),
+    dataset=lambda: data.views(known(splits.train), source, size, seed),
     eval_step=functools.partial(eval_step, **models),
-    eval_dataset=lambda: data.plain(splits.eval, source, size),
+    eval_dataset=lambda: data.plain(known(splits.eval), source, size),
     axis_rules=AXIS_RULES,
   )

@@ -112,8 +112,10 @@ class Look:
     self._recipe = subject.source.build_recipe()
     self._batch = mesh_lib.batch_sharding(mesh)
     self._train, self._test = train, test
-    top = max(int(train.labels.max()), int(test.labels.max()))
-    self._num_classes = max(top + 1, len(train.classes))
+    self._num_classes = len(train.classes)
+    if not train.classes:  # Labels take a whole pass over a TFDS data set.
+      top = max(int(train.labels.max()), int(test.labels.max()))
+      self._num_classes = top + 1
 
     @jax.jit
     def encode(variables, batch):

@@ -69,7 +69,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       keep_every=10 * epoch,
       mesh=dict(data=-1, fsdp=1, context=1, tensor=1),
       data=dict(
-        train=parsed.data, eval=parsed.eval, recipe='imagenet', workers=32
+        train=parsed.data,
+        eval=parsed.eval,
+        recipe='imagenet',
+        strong=False,
+        workers=32,
       ),
       encoder=dict(
         image_size=128,

@@ -42,7 +42,13 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       keep=2,
       keep_every=0,
       mesh=dict(data=-1, fsdp=1, context=1, tensor=1),
-      data=dict(train=parsed.data, eval=parsed.eval, recipe='stl10', workers=8),
+      data=dict(
+        train=parsed.data,
+        eval=parsed.eval,
+        recipe='stl10',
+        strong=False,
+        workers=8,
+      ),
       encoder=dict(
         image_size=64, ndf=192, n_rkhs=1536, n_depth=8, dtype='bfloat16'
       ),

@@ -242,6 +242,8 @@ def test_recipes_are_changed_by_name():
   assert (small.size, small.resize, small.strong) == (64, 73, True)
   assert small.aspect == 'uniform'
   assert augment.recipe('cifar') == augment.RECIPES['cifar']
+  first = augment.recipe('imagenet', version=1)
+  assert (first.grey, first.scale, first.hue) == (0.2, (0.4, 1.0), 0.2)
   bare = augment.recipe('stl10', without=augment.PARTS)
   image = noise(80, 90)
   for view in augment.views(image, np.random.default_rng(0), bare):
@@ -250,6 +252,7 @@ def test_recipes_are_changed_by_name():
     (dict(name='svhn'), "no recipe 'svhn'; there are: cifar, stl10, imagenet"),
     (dict(name='cifar', without=('crop',)), "no part 'crop'; they have"),
     (dict(name='cifar', aspect='linear'), "got 'linear'"),
+    (dict(name='cifar', version=3), 'versions 1 and 2, not 3'),
   ):
     with pytest.raises(ValueError, match=said):
       augment.recipe(**wrong)

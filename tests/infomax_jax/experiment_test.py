@@ -117,3 +117,18 @@ def test_sizes_that_differ_are_refused():
 def test_chunks_that_do_not_divide_the_batch_are_refused():
   with pytest.raises(ValueError, match='chunks 3 does not divide batch_size 8'):
     experiment.make(CONFIG | {'chunks': 3})
+
+
+def test_more_classes_than_logits_are_refused(tmp_path):
+  """They would be labels without a logit, and the loss no number."""
+  for name in ('a', 'b', 'c'):
+    (tmp_path / name).mkdir()
+    for n in range(5):
+      Image.new('RGB', (32, 32)).save(tmp_path / name / f'{n}.png')
+  source = CONFIG['data'] | {'train': str(tmp_path)}
+  exp = experiment.make(CONFIG | {'data': source})
+  for pipeline in (exp.dataset, exp.eval_dataset):
+    with pytest.raises(ValueError, match='3 classes, heads.num_classes is 2'):
+      pipeline()
+  enough = CONFIG | {'data': source, 'heads': dict(num_classes=3)}
+  assert experiment.make(enough).dataset()
