@@ -92,5 +92,16 @@ def devices(topology: str) -> Sequence[Any]:
     said = str(error).splitlines()[0]
     raise UserError(
       f'--topology={topology}: libtpu does not know it ({said}); write it '
-      f'like {EXAMPLES}'
+      f'like {near(topology)}'
     ) from error
+
+
+def near(topology: str) -> str:
+  """What libtpu knows: hosts hold 2 x 2 chips. EXAMPLES if it tells no size."""
+  generation, _, layout = topology.partition(':')
+  sides = layout.split('x')
+  if len(sides) not in (2, 3) or not all(side.isdecimal() for side in sides):
+    return EXAMPLES
+  even = [max(2, -(-int(side) // 2) * 2) for side in sides]
+  even[2:] = [side if int(side) > 1 else 1 for side in sides[2:]]
+  return f'{generation}:{"x".join(map(str, even))}'

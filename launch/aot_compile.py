@@ -1,7 +1,9 @@
 """Compiles the step that `launch.train` would run, for devices not there."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
+import functools
 import importlib
 import math
 import re
@@ -65,11 +67,91 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
     return mesh_lib.make_mesh(sizes, devices)
   except NotImplementedError as error:
     said = re.search(r'assignable mesh (\[.*?\])', str(error))
-    sides = said[1] if said else 'the torus'
+    left = said[1] if said else 'nothing'
+    near = next(
+      other
+      for other in mesh_lib.meshes(sizes, len(devices))
+      if _cuts(other, devices)
+    )
     raise UserError(
       f'config.mesh {dict(sizes)} cuts a side of the torus (left of it: '
-      f'{sides}): each axis must be a product of whole sides'
+      f'{left}): each axis must be a product of whole sides, as with '
+      f'{mesh_lib.as_flags(near, sizes)}'
     ) from error
+
+
+def _cuts(sizes, devices):
+  """Whether the torus can be cut so."""
+  try:
+    mesh_lib.make_mesh(sizes, devices)
+  except (NotImplementedError, UserError):
+    return False
+  return True
+
+
+@dataclasses.dataclass(frozen=True)
+class LaidOut:
+  """The loop's program of a config on some devices; nothing is traced yet.
+
+  Attributes:
+    exp: The experiment.
+    mesh: Over the devices.
+    program: As the loop has it.
+    batch: Abstract, with shardings.
+  """
+
+  exp: loop.Experiment
+  mesh: Mesh
+  program: loop.Program
+  batch: Any
+
+  @classmethod
+  def of(
+    cls,
+    config: Mapping[str, Any],
+    devices: Sequence[Any],
+    build: Callable[[Mapping[str, Any]], loop.Experiment],
+  ) -> 'LaidOut':
+    """Raises UserError as `compile_step`, of heads if they are parameters'."""
+    exp, size = build(config), config['batch_size']
+    mesh = make_mesh(config.get('mesh', {}), devices)
+    mesh_lib.batch_shards(size, mesh)
+    check_tokens(exp, size, mesh)
+    program = loop.Program.of(exp, mesh)
+    check_divides(program.target, mesh)
+    batch = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=program.batch),
+      abstract_batch(config),
+    )
+    return cls(exp, mesh, program, batch)
+
+  @contextlib.contextmanager
+  def traced(self) -> Iterator[tuple]:
+    """Where the step may be traced; its abstract arguments."""
+    with (
+      jax.set_mesh(self.mesh),
+      nn.logical_axis_rules(self.exp.axis_rules),
+      mesh_lib.laid_out(),
+    ):
+      key = jax.eval_shape(lambda: jax.random.key(0))
+      yield self.program.target, self.batch, key
+
+
+def divides(
+  config: Mapping[str, Any],
+  devices: Sequence[Any],
+  build: Callable[[Mapping[str, Any]], loop.Experiment],
+  layout: aot_memory.Layout,
+) -> bool:
+  """Whether the step of a config can be laid out otherwise."""
+  changed = dict(mesh=dict(layout.mesh), batch_size=layout.batch_size)
+  try:
+    laid = LaidOut.of({**config, **changed}, devices, build)
+    with laid.traced() as arguments:
+      jax.eval_shape(laid.exp.train_step, *arguments)
+  except UserError:
+    return False
+  return True
 
 
 def compile_step(
@@ -85,44 +167,29 @@ def compile_step(
     build: config -> whose step.
 
   Raises:
-    UserError: a mesh that divides neither devices, parameters, tokens nor the
-      batch.
+    UserError: a mesh that does not divide devices, parameters, tokens, heads
+      or the batch.
     TooBig: it does not fit.
   """
   loop.Schedule.of(config)
-  exp = build(config)
-  mesh = make_mesh(config.get('mesh', {}), devices)
-  size = config['batch_size']
-  shards = math.prod(mesh.shape[axis] for axis in mesh_lib.BATCH_AXES)
-  if size % shards:
-    raise UserError(
-      f'config.batch_size {size} is not a multiple of the {shards} shards of '
-      f'mesh axes {mesh_lib.BATCH_AXES}: raise it, or use context and tensor'
-    )
-  check_tokens(exp, size, mesh)
-  program = loop.Program.of(exp, mesh)
-  check_divides(program.target, mesh)
-  batch = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=program.batch),
-    abstract_batch(config),
-  )
+  laid = LaidOut.of(config, devices, build)
+  mesh, target, size = laid.mesh, laid.program.target, config['batch_size']
   start = time.perf_counter()
-  with jax.set_mesh(mesh), nn.logical_axis_rules(exp.axis_rules):
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    with mesh_lib.laid_out():
-      lowered = program.step.lower(program.target, batch, key)
-    options = config.get('compiler_options')
-    try:
-      compiled = lowered.compile(compiler_options=dict(options or {}) or None)
-    except jax.errors.JaxRuntimeError as error:
-      tokens = _tokens(exp, size)
-      raise _told(error, program.target, mesh, size, tokens) from error
+  with laid.traced() as arguments:
+    lowered = laid.program.step.lower(*arguments)
+  options = config.get('compiler_options')
+  try:
+    compiled = lowered.compile(compiler_options=dict(options or {}) or None)
+  except jax.errors.JaxRuntimeError as error:
+    can = functools.partial(divides, config, devices, build)
+    raise _told(error, target, mesh, size, can) from error
   return Compiled(
     compiled,
     mesh,
-    aot_memory.Memory.of(compiled, program.target, batch),
+    aot_memory.Memory.of(compiled, target, laid.batch),
     time.perf_counter() - start,
-    tuple(shared_rows(mesh, size)) if exp.dataset else (),  # None is loaded.
+    # Of a sampler no rows are loaded.
+    tuple(shared_rows(mesh, size)) if laid.exp.dataset else (),
   )
 
 
@@ -134,9 +201,11 @@ def check_divides(target: Any, mesh: Mesh) -> None:
       parts = math.prod(mesh.shape[name] for name in names)
       if size % parts:
         where = jax.tree_util.keystr(path)
+        both = math.gcd(size, mesh.size)
+        near = [n for n in range(1, both + 1) if both % n == 0]
         raise UserError(
           f'config.mesh.{"*".join(names)}={parts} does not divide the {size} '
-          f'of state{where}, shape {x.shape}'
+          f'of state{where}, shape {x.shape}; {", ".join(map(str, near))} do'
         )
 
 
@@ -159,19 +228,13 @@ def _tokens(exp, batch_size):
   return getattr(exp, 'tokens_per_step', 0) // batch_size
 
 
-def _told(error, target, mesh, size, tokens):
-  """What to raise for an error of the compiler."""
+def _told(error, target, mesh, size, can):
+  """What to raise for an error of the compiler; `can` a layout be laid out."""
   held = sum(aot_memory.arguments(target, ()).values())
   over = aot_memory.Overflow.read(str(error), held)
   if over is None:
     return UserError(f'libtpu: {str(error).splitlines()[0]}')
-  what = aot_memory.advice(
-    target,
-    mesh.shape,
-    size,
-    over,
-    lambda layout: tokens % layout.mesh['context'] == 0,
-  )
+  what = aot_memory.advice(target, mesh.shape, size, over, can)
   gib = aot_memory.GIB
   return TooBig(
     f'does not fit: {over.used / gib:.1f} of {over.limit / gib:.1f} GiB a '
@@ -189,7 +252,7 @@ def shared_rows(mesh: Mesh, batch_size: int) -> list[str]:
   held = {}
   for device, (index,) in rows.items():
     held.setdefault(device.process_index, set()).add(index.start)
-  shards = math.prod(mesh.shape[axis] for axis in mesh_lib.BATCH_AXES)
+  shards = mesh_lib.batch_shards(batch_size, mesh)
   widest = max(map(len, held.values()))
   if widest * len(held) == shards:
     return []

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
-import itertools
 import math
 import re
 from typing import Any
 
 import jax
+
+from launch import mesh as mesh_lib
 
 GIB = 2**30
 # Of the memory that the makers state, libtpu keeps some for itself.
@@ -122,12 +123,8 @@ def layouts(
   now = sum(_bytes_on(x, mesh) for x in leaves)
   rows = batch_size / (mesh['data'] * mesh['fsdp'] * mesh['context'])
   per_row = max(0.0, used - now) / rows
-  devices = math.prod(mesh.values())
   found = []
-  for sizes in itertools.product(_divisors(devices), repeat=len(mesh)):
-    if math.prod(sizes) != devices:
-      continue
-    axes = dict(zip(mesh, sizes, strict=True))
+  for axes in mesh_lib.meshes(mesh, math.prod(mesh.values())):
     held = [_bytes_on(x, axes) for x in leaves]
     if None in held:
       continue
@@ -135,7 +132,7 @@ def layouts(
     for size in (batch_size, batch_size // 2, batch_size // 4, batch_size // 8):
       if size and size % shards == 0:
         share = size / (shards * axes['context'])
-        away = sum(abs(math.log2(axes[a] / mesh[a])) for a in mesh)
+        away = mesh_lib.doublings(mesh, axes)
         away += 4 * math.log2(batch_size / size)
         layout = Layout(axes, size, sum(held) + per_row * share)
         found.append((away, layout.bytes, len(found), layout))
@@ -152,18 +149,16 @@ def advice(
   """One line: the nearest layout that fits, by the plan of `layouts`.
 
   Args:
-    divides: Layout -> whether tokens and heads divide on it.
+    divides: Layout -> whether the torus, tokens and heads divide so.
   """
   limit = over.limit * USABLE
   for layout in layouts(state, mesh, batch_size, over.used):
     if layout.bytes <= limit and divides(layout):
-      changed = [
-        f'--config.mesh.{a}={n}' for a, n in layout.mesh.items() if n != mesh[a]
-      ]
+      changed = mesh_lib.as_flags(layout.mesh, mesh)
       if layout.batch_size != batch_size:
-        changed.append(f'--config.batch_size={layout.batch_size}')
+        changed = f'{changed} --config.batch_size={layout.batch_size}'.strip()
       return (
-        f'by the memory plan {" ".join(changed)} would fit '
+        f'by the memory plan {changed} would fit '
         f'({layout.bytes / GIB:.1f} of {over.limit / GIB:.1f} GiB)'
       )
   more = math.prod(mesh.values()) * over.used / limit
@@ -171,10 +166,6 @@ def advice(
     'no mesh of these devices fits, nor an eighth of the batch; it takes about '
     f'{more:.0f} of them, or less per device: config.model.remat=full'
   )
-
-
-def _divisors(n):
-  return [d for d in range(1, n + 1) if n % d == 0]
 
 
 def _bytes_on(x, mesh):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import itertools
 import math
 from typing import Any
 
@@ -39,12 +40,46 @@ def mesh_shape(
   fixed = math.prod(n for n in shape if n != -1)
   filled = [num_devices // fixed if n == -1 else n for n in shape]
   if math.prod(filled) != num_devices:
+    given = dict(zip(AXES, shape, strict=True))
     raise UserError(
-      f'config.mesh {dict(zip(AXES, shape, strict=True))} does not divide the '
-      f'{num_devices} devices: set --config.mesh.data=-1 (fill) or sizes '
-      f'whose product is {num_devices}'
+      f'config.mesh {given} does not divide the {num_devices} devices; '
+      f'{as_flags(meshes(given, num_devices)[0], given)} would; an axis of -1 '
+      'takes what the others leave'
     )
   return tuple(filled)
+
+
+def meshes(
+  sizes: Mapping[str, int], num_devices: int
+) -> list[Mapping[str, int]]:
+  """Every mesh of so many devices, the nearest to `sizes` first.
+
+  Of two as near the one that cuts samples less.
+  """
+  divisors = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
+  found = [
+    dict(zip(AXES, shape, strict=True))
+    for shape in itertools.product(divisors, repeat=len(AXES))
+    if math.prod(shape) == num_devices
+  ]
+  return sorted(
+    found,
+    key=lambda x: (doublings(sizes, x), x['tensor'], x['context']),
+  )
+
+
+def doublings(sizes: Mapping[str, int], other: Mapping[str, int]) -> float:
+  """How far apart two meshes are: how often axes are doubled or halved."""
+  return sum(
+    abs(math.log2(size) - math.log2(max(1, sizes.get(axis, 1))))
+    for axis, size in other.items()
+  )
+
+
+def as_flags(sizes: Mapping[str, int], given: Mapping[str, int]) -> str:
+  """What to add to the command line for `sizes` in place of those given."""
+  changed = {a: n for a, n in sizes.items() if n != given.get(a, 1)}
+  return ' '.join(f'--config.mesh.{a}={n}' for a, n in changed.items())
 
 
 def make_mesh(
@@ -116,18 +151,27 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def batch_shards(batch_size: int, mesh: Mesh) -> int:
+  """How many parts the mesh cuts a batch into; UserError if uneven ones."""
+  shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  less = batch_size // shards * shards
+  if less != batch_size:
+    near = f'{less} or {less + shards}' if less else shards
+    raise UserError(
+      f'config.batch_size {batch_size} is not a multiple of the {shards} '
+      f'shards of mesh axes {BATCH_AXES}: make it {near}, or use the axes '
+      'context and tensor'
+    )
+  return shards
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
   """Raises UserError unless the mesh and the processes split the batch evenly.
 
   Each process loads its own 1/processes of the batch, so the data axes have to
   divide it the same way: `context` and `tensor` must stay inside a process.
   """
-  shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-  if batch_size % shards:
-    raise UserError(
-      f'config.batch_size {batch_size} is not a multiple of the {shards} '
-      f'shards of mesh axes {BATCH_AXES}'
-    )
+  batch_shards(batch_size, mesh)
   rows = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
   local = {index[0].indices(batch_size)[:2] for index in rows.values()}
   held = sum(stop - start for start, stop in local)

@@ -11,7 +11,7 @@ import sys
 import jax
 import pytest
 
-from launch import aot_chips, aot_compile, aot_memory, mesh as mesh_lib
+from launch import aot_chips, aot_compile, aot_memory, loop, mesh as mesh_lib
 from launch.aot_report import Report
 from launch.aot_schedule import Row, Timeline
 from launch.errors import UserError
@@ -89,6 +89,14 @@ def test_mistakes_take_one_line(binary, one_error):
   assert 'the config has no key' in one_error()
 
 
+def test_a_topology_near_a_wrong_one():
+  assert aot_chips.near('v5p:3x3x3') == 'v5p:4x4x3'
+  assert aot_chips.near('v6e:1x1') == 'v6e:2x2'
+  assert aot_chips.near('tpu7x:2x3x0') == 'tpu7x:2x4x1'
+  assert aot_chips.near('v5e:16') == aot_chips.near('v5e:axb')
+  assert aot_chips.near('v5e:16') == aot_chips.EXAMPLES
+
+
 def compile_toy(**overrides):
   """On the eight devices of the tests, as if they were a topology."""
   config = toy_config.plain(**overrides)
@@ -116,8 +124,12 @@ def test_the_step_of_the_loop_is_compiled(abstract_batch):
 @pytest.mark.parametrize(
   ('overrides', 'said'),
   [
-    (dict(mesh__fsdp=3), 'does not divide the 8 devices'),
-    (dict(batch_size=6), 'batch_size 6 is not a multiple of the 8 shards'),
+    (
+      dict(mesh__data=1, mesh__fsdp=3),
+      'does not divide the 8 devices; --config.mesh.fsdp=8 would',
+    ),
+    (dict(batch_size=6), 'batch_size 6 is not a .* 8 shards .* make it 8, or'),
+    (dict(batch_size=20), 'batch_size 20 is not .* make it 16 or 24, or use'),
     (
       dict(mesh__data=1, mesh__context=8),
       'context=8 does not divide the 4 tokens of a sample; 1, 2, 4 do',
@@ -128,6 +140,45 @@ def test_the_step_of_the_loop_is_compiled(abstract_batch):
 def test_meshes_that_do_not_divide(abstract_batch, overrides, said):
   with pytest.raises(UserError, match=said):
     compile_toy(**overrides)
+
+
+def test_what_is_advised_can_be_laid_out(abstract_batch, monkeypatch):
+  """Tokens by their number, heads as the traced step tells."""
+  config = toy_config.plain()
+  layout = lambda **sizes: aot_memory.Layout(
+    mesh_lib.make_mesh(sizes).shape, 8, 0.0
+  )
+  can = lambda x: aot_compile.divides(config, jax.devices(), loop.build, x)
+  assert can(layout(data=2, context=4))
+  assert not can(layout(context=8))  # Four tokens.
+  step = toy_experiment.Toy.train_step
+
+  def heads(self, *args):
+    if jax.sharding.get_abstract_mesh().shape['tensor'] == 4:
+      raise ValueError('2 heads on 4 devices')
+    return step(self, *args)
+
+  monkeypatch.setattr(toy_experiment.Toy, 'train_step', heads)
+  assert can(layout(data=4, tensor=2)) and not can(layout(data=2, tensor=4))
+
+
+def test_a_side_of_the_torus_that_is_cut(monkeypatch):
+  """JAX tells it of TPUs alone: of sixteen in a square, 2 x 8 are not cut."""
+  make = mesh_lib.make_mesh
+
+  def torus(sizes, devices):
+    if sizes['context'] not in (1, 2):
+      raise NotImplementedError('assignable mesh [2, 4] and more')
+    return make(sizes, devices)
+
+  monkeypatch.setattr(mesh_lib, 'make_mesh', torus)
+  with pytest.raises(
+    UserError,
+    match=r'left of it: \[2, 4\].* as with --config.mesh.fsdp=2 '
+    '--config.mesh.context=2',
+  ):
+    sizes = dict(data=2, fsdp=1, context=4, tensor=1)
+    aot_compile.make_mesh(sizes, jax.devices())
 
 
 def test_an_experiment_that_cannot_tell_its_batch():
@@ -141,9 +192,9 @@ def test_heads_that_do_not_divide_are_named():
   sharding = jax.sharding.NamedSharding(mesh, spec)
   x = jax.ShapeDtypeStruct((64, 24), 'float32', sharding=sharding)
   aot_compile.check_divides({'qkv': x}, mesh)
-  x = jax.ShapeDtypeStruct((64, 3), 'float32', sharding=sharding)
+  x = jax.ShapeDtypeStruct((64, 9), 'float32', sharding=sharding)
   with pytest.raises(
-    UserError, match=r'tensor=8 does not divide the 3 of .*qkv'
+    UserError, match=r'tensor=8 does not divide the 9 of .*qkv.*; 1 do'
   ):
     aot_compile.check_divides({'qkv': x}, mesh)
 
@@ -152,11 +203,14 @@ def test_an_overflow_says_what_would_fit(abstract_batch):
   mesh = mesh_lib.make_mesh({'data': 8})
   state = mesh_lib.abstract_state(toy_experiment.make(toy_config.plain()), mesh)
   error = RuntimeError('Used 16.00K of 15.00K hbm.')
-  told = aot_compile._told(error, state, mesh, 8, 4)
+  any_of = lambda layout: True
+  told = aot_compile._told(error, state, mesh, 8, any_of)
   assert isinstance(told, aot_compile.TooBig)
   assert 'does not fit: 0.0 of 0.0 GiB' in str(told)
   assert '--config.mesh.' in str(told)
-  other = aot_compile._told(RuntimeError('no such flag'), state, mesh, 8, 4)
+  other = aot_compile._told(
+    RuntimeError('no such flag'), state, mesh, 8, any_of
+  )
   assert str(other) == 'libtpu: no such flag'
 
 
@@ -242,7 +296,7 @@ def test_a_step_compiles_for_a_pod(tmp_path):
 @pytest.mark.parametrize(
   ('arguments', 'said'),
   [
-    (['--topology=v5p:3x3x3'], 'libtpu does not know it'),
+    (['--topology=v5p:3x3x3'], '"2x2x1"); write it like v5p:4x4x3'),
     (
       [
         '--topology=v6e:4x4',
