@@ -238,7 +238,8 @@ def sampling() -> None:
     size = weights.config['data']['size']
     clips = bench_sampling.real_clips(files, size, mesh)
   say = lambda line: print(line, file=sys.stderr, flush=True)
-  results = bench_sampling.measure(ways, clips, mesh, say)
+  rebuild = evaluation.make_rebuild(weights)
+  results = bench_sampling.measure(ways, clips, mesh, rebuild, say)
   summary = bench_sampling.summarise(ways, results)
   if _JSON.value:
     print(json.dumps(summary))

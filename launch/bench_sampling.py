@@ -95,9 +95,13 @@ def measure(
   ways: Mapping[str, Way],
   clips: Iterable[Clip],
   mesh: faces.FaceMesh,
+  rebuild: evaluation.Rebuild,
   say: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, dict[str, float]]]:
   """Per clip and way: seconds, and figures against the truth and the plain way.
+
+  Where there is a truth, it and what the autoencoder, `rebuild`, makes of it
+  have figures, too.
 
   Returns:
     'seconds'; 'mouth_correlation' with the true curve, where there is one;
@@ -109,9 +113,9 @@ def measure(
     if not results:
       warm_up(ways, clip)
     made = {name: timed(way, clip, number) for name, way in ways.items()}
-    results.append(judge(made, clip, mesh))
+    results.append(judge(made, clip, mesh, rebuild))
     shown = ', '.join(
-      f'{k} {v["seconds"]:.1f} s' for k, v in results[-1].items()
+      f'{k} {seconds:.1f} s' for k, (_, seconds) in made.items()
     )
     say(f'clip {number + 1}: {shown}')
   return results
@@ -147,25 +151,24 @@ def judge(
   made: Mapping[str, tuple[np.ndarray, float]],
   clip: Clip,
   mesh: faces.FaceMesh,
+  rebuild: evaluation.Rebuild,
 ) -> dict[str, dict[str, float]]:
   """The figures of one clip, per way; see `measure`."""
   frames = {name: f for name, (f, _) in made.items()}
-  looks, rois = {}, None
   if clip.truth is not None:
-    rois = mesh.clip_rois(clip.truth)
-    looks['truth'] = clip_scores.look(clip.truth, mesh, rois)
-  else:
-    rois = mesh.clip_rois(frames[PLAIN])
-  for name, way in frames.items():
-    looks[name] = clip_scores.look(way, mesh, rois)
+    rebuilt = evaluation.rebuild_clip(clip.truth, rebuild)
+    frames = {'truth': clip.truth, 'rebuilt': rebuilt} | frames
+  rois = mesh.clip_rois(frames.get('truth', frames[PLAIN]))
+  looks = {k: clip_scores.look(f, mesh, rois) for k, f in frames.items()}
   figures = {}
-  for name, (_, seconds) in made.items():
+  for name in frames:
     mouth = looks[name].mouth
     figures[name] = {
-      'seconds': seconds,
       'mouth_to_plain': evals.pearson(mouth, looks[PLAIN].mouth),
       'psnr_to_plain': evals_image.psnr(frames[name], frames[PLAIN]),
     }
+    if name in made:
+      figures[name]['seconds'] = made[name][1]
     if 'truth' in looks:
       figures[name]['mouth_correlation'] = evals.pearson(
         mouth, looks['truth'].mouth
@@ -182,10 +185,11 @@ def summarise(
   both of the same clip.
   """
   figures = {}
-  for name in ways:
+  for name in results[0]:
     rows = [result[name] for result in results]
     figures[name] = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
-    figures[name]['seconds'] = statistics.median(r['seconds'] for r in rows)
+    if name in ways:
+      figures[name]['seconds'] = statistics.median(r['seconds'] for r in rows)
   summary = {}
   for name in ways:
     if name == PLAIN:
@@ -234,13 +238,19 @@ def table(summary: Mapping[str, Any]) -> list[str]:
     f'{"":<12}{"seconds":>9}{"speedup":>9}{"mouth r":>9}{"to plain":>9}'
     f'{"PSNR to plain":>15}',
   ]
+  speedups = {n: summary.get(f'{n}_speedup', 1.0) for n in summary['ways']}
   for name, row in summary['figures'].items():
-    speedup = summary.get(f'{name}_speedup', 1.0)
-    mouth = row.get('mouth_correlation')
-    lines.append(
-      f'{name:<12}{row["seconds"]:>9.2f}{speedup:>9.2f}'
-      + (f'{mouth:>9.3f}' if mouth is not None else f'{"-":>9}')
-      + f'{row["mouth_to_plain"]:>9.3f}{row["psnr_to_plain"]:>15.1f}'
+    cells = (
+      (row.get('seconds'), '9.2f'),
+      (speedups.get(name), '9.2f'),
+      (row.get('mouth_correlation'), '9.3f'),
+      (row['mouth_to_plain'], '9.3f'),
+      (row['psnr_to_plain'], '15.1f'),
     )
+    shown = (
+      format(value, form) if value is not None else f'{"-":>9}'
+      for value, form in cells
+    )
+    lines.append(f'{name:<12}{"".join(shown)}')
   lines += ['', *(f'{k}: {v}' for k, v in summary['ways'].items())]
   return lines

@@ -3,7 +3,8 @@
   python -m launch.robustness --data clips/ --split split.json --limit 4 \
       --out out/robustness
 
-Real clips are made as they are, with noise as loud as the speech, over a
+Beside the real clips themselves and what the autoencoder makes of them, they are
+made with the sound as it is, with noise as loud as the speech, over a
 telephone, 1 to 5 frames early and late, cut to a second; with silence and music
 in place of speech; and sentences of a synthesiser in several languages. OUT gets
 robustness.md, robustness.json and, of --long seconds of speech in one go,
@@ -59,13 +60,17 @@ class Case(NamedTuple):
   Attributes:
     change: wave -> wave.
     late: Frames by which the lips shall be late; None where nobody speaks.
+    frames: 'generated'; or those of the clip, 'real', or also 'rebuilt'.
   """
 
   change: Callable[[Float[np.ndarray, 'S']], Float[np.ndarray, 'S']]
   late: int | None = 0
+  frames: str = 'generated'
 
 
 CASES = {
+  'the real clip': Case(lambda wave: wave, frames='real'),
+  'autoencoder alone': Case(lambda wave: wave, frames='rebuilt'),
   'as recorded': Case(lambda wave: wave),
   'noise, 0 dB': Case(lambda wave: sounds.with_noise(wave, 0)),
   'telephone, 8 kHz': Case(sounds.by_telephone),
@@ -182,9 +187,14 @@ class Study:
   def judge(self, n: int, case: Case) -> dict[str, Any]:
     """The figures of one clip with one sound."""
     clip = self.load(n)
-    other = self.plan.clips.index(self.plan.partners[n])
     wave = case.change(clip.wave)
-    made = self.generate(wave, self.load(other).frames[0], n)
+    if case.frames == 'generated':
+      other = self.plan.clips.index(self.plan.partners[n])
+      made = self.generate(wave, self.load(other).frames[0], n)
+    elif case.frames == 'rebuilt':
+      made = evaluation.rebuild_clip(clip.frames, self.rebuild)
+    else:
+      made = clip.frames
     rois = self.mesh.clip_rois(clip.frames)
     truth = clip_scores.look(clip.frames, self.mesh, rois)
     seen = clip_scores.look(made, self.mesh, rois[: len(made)])

@@ -6,10 +6,17 @@ import types
 import numpy as np
 import pytest
 
-from launch import bench_sampling, bundle, faces, generate, stopwatch
+from launch import (
+  bench_sampling,
+  bundle,
+  evaluation,
+  faces,
+  generate,
+  stopwatch,
+)
 from launch.bench_sampling import Clip, Way
 from mirage_jax.cache import Caching
-from tests.launch.drawn import DrawnFaces, draw_clip, loudness
+from tests.launch.drawn import DrawnFaces, draw_clip, loudness, rebuild
 
 pytest.importorskip('matplotlib', reason='needs the eval extra')
 MOUTH = np.random.default_rng(0).uniform(0, 1, 27)
@@ -76,7 +83,7 @@ def ways():
 def measured(ways):
   truth = draw_clip(MOUTH)
   clips = [Clip(WAVE, truth[0], truth)] * 2
-  return bench_sampling.measure(ways, clips, DrawnFaces())
+  return bench_sampling.measure(ways, clips, DrawnFaces(), rebuild)
 
 
 def test_ways_take_turns_and_are_compiled_before(ways, measured):
@@ -97,14 +104,21 @@ def test_speed_and_lips_against_the_plain_way(ways, measured):
   assert figures['cached']['mouth_to_plain'] == pytest.approx(1)
   assert figures['cached']['psnr_to_plain'] == pytest.approx(100)
   assert summary['against'] == 'truth' and summary['clips'] == 2
+  assert list(figures) == ['truth', 'rebuilt', *ways]
+  assert figures['truth']['mouth_correlation'] == pytest.approx(1)
+  assert 0.99 < figures['rebuilt']['mouth_correlation']
+  assert 'seconds' not in figures['truth'] and 'truth' not in summary['ways']
   table = bench_sampling.table(summary)
+  row = f'truth{"-":>16}{"-":>9}{1:>9.3f}'
+  assert any(line.startswith(row) for line in table)
   assert max(map(len, table)) <= 80
   assert any('branches at every 3. step' in line for line in table)
 
 
 def test_without_a_truth_the_plain_lips_are_the_measure(ways):
   clips = [Clip(WAVE, draw_clip(MOUTH)[0])]
-  results = bench_sampling.measure(ways, clips, DrawnFaces())
+  results = bench_sampling.measure(ways, clips, DrawnFaces(), rebuild)
+  assert list(results[0]) == list(ways)
   summary = bench_sampling.summarise(ways, results)
   assert summary['against'] == 'plain'
   near = summary['figures']['few_step']['mouth_to_plain']
@@ -118,6 +132,7 @@ def test_the_command_prints_one_line(binary, monkeypatch, capsys):
   )
   monkeypatch.setattr(bench_sampling, 'Generator', made)
   monkeypatch.setattr(bundle, 'load', str)
+  monkeypatch.setattr(evaluation, 'make_rebuild', lambda weights: rebuild)
   monkeypatch.setattr(faces, 'default_mesh', DrawnFaces)
   clips = lambda count: [Clip(WAVE, truth[0], truth)] * count
   monkeypatch.setattr(bench_sampling, 'spoken_clips', clips)

@@ -90,6 +90,10 @@ def test_a_row_for_every_sound(robustness, tmp_path, capsys):
     row = rows[f'{abs(late)} frame{plural} {"late" if late > 0 else "early"}']
     assert row['lag'] == row['lag_due'] == late
     assert row['mouth_correlation'] > 0.85  # Some of it is cut off.
+  real, rebuilt = rows['the real clip'], rows['autoencoder alone']
+  assert real['mouth_correlation'] == pytest.approx(1)
+  assert real['movement'] == pytest.approx(1)
+  assert 0.99 < rebuilt['mouth_correlation'] and rebuilt['opening'] < 1
   assert rows['as recorded']['mouth_correlation'] > 0.95
   assert rows['as recorded']['movement'] == pytest.approx(0.9, abs=0.05)
   assert rows['one second']['mouth_correlation'] > 0.95
