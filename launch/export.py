@@ -5,7 +5,8 @@ The VAE first, with the statistics of its latents over prepared clips:
   python -m launch.export --workdir runs/vae --clips data/grid/clips/train \
       --out vae.safetensors
 
-then the transformer together with the VAE it was trained on:
+(one of launch.convert, as Mochi's, has its own statistics: --size of its frames in
+place of --clips) then the transformer together with the VAE it was trained on:
 
   python -m launch.export --workdir runs/dit --vae vae.safetensors \
       --out mirage.safetensors
@@ -49,6 +50,9 @@ _STEP = flags.DEFINE_integer('step', None, 'of which checkpoint; the last')
 _OUT = flags.DEFINE_string('out', None, 'the .safetensors file to write')
 _CLIPS = flags.DEFINE_string(
   'clips', None, 'for a VAE: folder of clips shards to take statistics over'
+)
+_SIZE = flags.DEFINE_integer(
+  'size', None, "for a VAE of launch.convert: pixels of a frame's side", 8
 )
 _NUM_CLIPS = flags.DEFINE_integer('num_clips', 50, 'how many of them', 1)
 _VAE = flags.DEFINE_string('vae', None, "for a transformer: its VAE's bundle")
@@ -112,18 +116,39 @@ def vae_bundle(
       '`launch.prepare --stage clips` made'
     )
   stats = latents.channel_stats(np.concatenate(parts))
-  about = {'vae': config['vae'], 'data': {'size': config['data']['size']}}
-  return bundle_lib.Bundle(about, params, stats)
+  return bundle_lib.Bundle(_about_vae(config), params, stats)
+
+
+def from_vae(
+  workdir: str, config: Mapping[str, Any], step: int | None
+) -> bundle_lib.Bundle:
+  """A VAE that was trained or converted; see `from_workdir`."""
+  stats = config.get('stats')
+  if not _CLIPS.value and not stats:
+    raise UserError('a VAE needs --clips=FOLDER for its statistics')
+  if 'data' not in config:
+    if not _SIZE.value:
+      raise UserError(
+        f'{workdir}: was converted, and does not tell how large frames are: '
+        'give --size=PIXELS'
+      )
+    config = {**config, 'data': {'size': _SIZE.value}}
+  _, params = checkpoint.restore_params(workdir, step)
+  if _CLIPS.value:
+    return vae_bundle(config, params, _CLIPS.value, _NUM_CLIPS.value)
+  stats = {name: np.array(x, np.float32) for name, x in stats.items()}
+  return bundle_lib.Bundle(_about_vae(config), params, stats)
+
+
+def _about_vae(config):
+  return {'vae': config['vae'], 'data': {'size': config['data']['size']}}
 
 
 def from_workdir(workdir: str, step: int | None) -> bundle_lib.Bundle:
   """The bundle that the flags ask for; what lacks is told before it is read."""
   config = checkpoint.read_config(workdir)
   if 'vae' in config:
-    if not _CLIPS.value:
-      raise UserError('a VAE needs --clips=FOLDER for its statistics')
-    _, params = checkpoint.restore_params(workdir, step)
-    return vae_bundle(config, params, _CLIPS.value, _NUM_CLIPS.value)
+    return from_vae(workdir, config, step)
   if 'model' not in config:
     raise UserError(
       f'{workdir}: is a run of {config.get("experiment")}, which has '

@@ -287,6 +287,22 @@ def lora_run(tmp_path_factory):
   return workdir, lora.merge(state.base, state.ema, cfg)
 
 
+def test_a_converted_vae_has_its_own_statistics(binary, tmp_path, one_error):
+  """As of Mochi's: config.json tells mean and std, but no size of frames."""
+  workdir, out = tmp_path / 'vae', tmp_path / 'vae.safetensors'
+  stats = {'mean': [0.5, 1.0, -1.0], 'std': [2.0, 3.0, 4.0]}
+  config = {'vae': tiny.VAE, 'stats': stats, 'experiment': 'v'}
+  state = fake_run(workdir, config, tiny.vae_params())
+  flags = f'--workdir={workdir}', f'--out={out}'
+  assert binary('export')(*flags) == 1
+  assert 'give --size=PIXELS' in one_error()
+  assert binary('export')(*flags, '--size=16') == 0
+  got = bundle.load(out)
+  assert got.config['data'] == {'size': 16}
+  assert {k: v.tolist() for k, v in got.stats.items()} == stats
+  assert_same(got.vae, half(state.ema))
+
+
 def test_what_lora_learned_is_merged(binary, tiny_file, lora_run, tmp_path):
   workdir, want = lora_run
   out, only = tmp_path / 'all.safetensors', tmp_path / 'only.safetensors'
