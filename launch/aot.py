@@ -17,14 +17,12 @@ import functools
 import json
 import os
 import pathlib
-import pickle
 import re
 import sys
 import tempfile
 
 from absl import app, flags
 import jax
-from jax.experimental import serialize_executable
 from ml_collections import config_flags
 
 from launch import (
@@ -34,6 +32,7 @@ from launch import (
   aot_flops,
   aot_sampling,
   loop,
+  saved_step,
 )
 from launch.aot_report import Report
 from launch.aot_schedule import Walk
@@ -53,7 +52,7 @@ _SAMPLE = flags.DEFINE_bool(
 )
 _JSON = flags.DEFINE_bool('json', False, 'print one line of JSON instead')
 _EXPORT = flags.DEFINE_string(
-  'export', None, 'a file for the compiled step, see `load` of launch.aot'
+  'export', None, 'a file for the compiled step, for --step of launch.train'
 )
 _CYCLES = flags.DEFINE_bool(
   'cycles',
@@ -75,6 +74,8 @@ def main(_: list[str]) -> None:
   with one_line():
     if _CONFIG.value is None or _TOPOLOGY.value is None:
       raise UserError('--config and --topology are needed; see --help')
+    if _SAMPLE.value and _EXPORT.value:
+      raise UserError('--export saves a step of training: leave --sample out')
     config = json.loads(_CONFIG.value.to_json())
     with dumped(_CYCLES.value) as cycles:
       build = aot_sampling.experiment if _SAMPLE.value else loop.build
@@ -109,7 +110,7 @@ def analyse(
   devices = aot_chips.devices(topology)
   compiled = aot_compile.compile_step(config, devices, build)
   if export:
-    save(export, compiled.program)
+    saved_step.save(export, compiled.program, config)
   walk = Walk(
     compiled.program.as_text(),
     chip,
@@ -195,18 +196,6 @@ class Dump:
         default=None,
       )
     return self._known[name]
-
-
-def save(path: str, program: jax.stages.Compiled) -> None:
-  """Writes a compiled step; libtpu has to be the same where it is loaded."""
-  with open(path, 'wb') as file:
-    pickle.dump(serialize_executable.serialize(program), file)
-
-
-def load(path: str) -> jax.stages.Compiled:
-  """The step that `save` wrote, on the devices that it was compiled for."""
-  with open(path, 'rb') as file:
-    return serialize_executable.deserialize_and_load(*pickle.load(file))
 
 
 if __name__ == '__main__':

@@ -147,6 +147,7 @@ def train(
   workdir: str | os.PathLike,
   devices: Sequence[jax.Device] | None = None,
   profile: tuple[int, int] | None = None,
+  step: Callable | None = None,
 ) -> Any:
   """Trains to `num_steps`, or until SIGTERM; returns the last state.
 
@@ -157,6 +158,7 @@ def train(
     devices: what to lay the mesh on; all devices by default.
     profile: the first and the last step to record for xprof, under
       `workdir`/profile.
+    step: the compiled step of this config, see `saved_step`.
 
   Raises:
     UserError: what the user can mend, in one line.
@@ -167,6 +169,7 @@ def train(
   mesh_lib.check_batch_size(schedule.batch_size, mesh)
   claim_workdir(workdir, config)
   program = Program.of(exp, mesh, config.get('compiler_options'))
+  advance = step or program.step
   data = _open(exp.dataset)
   with (
     Stopwatch() as watch,
@@ -209,7 +212,7 @@ def train(
               _next(data, f'step {step}'), program.batch
             )
           with watch('step'), mesh_lib.laid_out():
-            state, metrics = program.step(state, batch, loop_key)
+            state, metrics = advance(state, batch, loop_key)
         # The device works on this step while the one before is logged.
         with watch('step'):
           log.add(step, metrics)

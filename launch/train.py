@@ -15,7 +15,8 @@ or only --coordinator=auto on a TPU pod, Slurm or Kubernetes.
 
 The workdir gets config.json, checkpoints/, metrics.jsonl and TensorBoard
 events. SIGTERM saves and exits with 0; a second one exits at once.
-`--profile=10:12` records these steps for xprof.
+`--profile=10:12` records these steps for xprof. `--step=FILE` starts with the step
+that `launch.aot --export=FILE` compiled elsewhere.
 """
 
 import json
@@ -25,7 +26,7 @@ from absl import app, flags
 import jax
 from ml_collections import config_flags
 
-from launch import loop
+from launch import loop, saved_step
 from launch.config_flag import parse_flags
 from launch.errors import UserError, one_line
 from launch.trace import parse_steps
@@ -41,6 +42,12 @@ _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'how many')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'which one this is')
 _PROFILE = flags.DEFINE_string(
   'profile', None, 'FIRST:LAST, the steps to record for xprof'
+)
+_STEP = flags.DEFINE_string(
+  'step',
+  None,
+  'the compiled step of this config for these devices, by launch.aot --export; '
+  'it runs code from the file',
 )
 
 
@@ -59,7 +66,8 @@ def main(_: list[str]) -> None:
       )
     # What a checkpoint gives back later is what the experiment gets now.
     config = json.loads(_CONFIG.value.to_json())
-    loop.train(config, _WORKDIR.value, profile=profile)
+    step = _STEP.value and saved_step.load(_STEP.value, config)
+    loop.train(config, _WORKDIR.value, profile=profile, step=step)
 
 
 def connect(
