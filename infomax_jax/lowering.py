@@ -126,18 +126,24 @@ def _ways(x, kernel, stride, lowering):
 
 
 def _convolve_forward(x, kernel, stride, lowering):
-  return convolve(x, kernel, stride, lowering), (x, kernel)
+  y = convolve(x, kernel, stride, lowering)
+  if lowering == 'native' or not _folds(kernel, stride):
+    return y, (x, x[:0], kernel)
+  # Folded, so that the gradient need not fold for every window again.
+  return y, (keep(_folded(x, kernel, stride)[0]), x[:0], kernel)
 
 
 def _convolve_backward(stride, lowering, kept, dy):
-  x, kernel = kept
+  x, empty, kernel = kept
   if kernel.shape[:2] == (1, 1) and stride == 1:
     return _times_transposed(dy, kernel[0, 0]), _outer(x, dy)[None, None]
   if lowering == 'native':
     return _pull(_compiled, x, kernel, stride, dy)
-  fold = lambda x, kernel: _folded(x, kernel, stride)[:2]
-  (x, kernel), unfold = jax.vjp(fold, x, kernel)
-  if len(kept[1]) % stride == 0:
+  unfold = lambda grads: grads
+  if _folds(kernel, stride):
+    like = jnp.zeros((len(dy), *empty.shape[1:]), x.dtype)
+    fold = lambda x, kernel: _folded(x, kernel, stride)[:2]
+    (_, kernel), unfold = jax.vjp(fold, like, kernel)
     stride = 1
   cpu, default = _ways(x, kernel, stride, lowering)
 
@@ -171,6 +177,8 @@ def _by_windows(x, kernel, stride, dy):
   if stride > 1:
     _, pull = jax.vjp(lambda x: _compiled(x, kernel, stride), x)
     return *pull(dy), dkernel
+  if x.shape[1] <= SMALL:
+    return _scattered(dy, kernel), dkernel
   edge = (len(kernel) - 1,) * 2
   dy = jnp.pad(dy, ((0, 0), edge, edge, (0, 0)))
   # XLA has a slow way for a kernel that is not laid out as it stands.
@@ -178,13 +186,33 @@ def _by_windows(x, kernel, stride, dy):
   return _compiled(dy, turned, 1), dkernel
 
 
+def _scattered(dy, kernel):
+  """What each place of the kernel gives of dx, put where it was read.
+
+  A convolution of dy would see more of its padding than of a small map.
+  """
+  width = len(kernel)
+  weights = kernel.transpose(0, 1, 3, 2)  # What XLA multiplies by fastest.
+  dx = 0.0
+  for j in range(width):
+    parts = 0.0
+    for i in range(width):
+      part = jnp.dot(dy, weights[i, j], preferred_element_type=jnp.float32)
+      parts += jnp.pad(part, ((0, 0), (i, width - 1 - i), (0, 0), (0, 0)))
+    dx += jnp.pad(parts, ((0, 0), (0, 0), (j, width - 1 - j), (0, 0)))
+  return dx.astype(dy.dtype)
+
+
+def _folds(kernel, stride):
+  return stride > 1 and len(kernel) % stride == 0
+
+
 def _folded(x, kernel, stride):
   """The same convolution of stride 1, if strides make up the windows."""
-  width = len(kernel)
-  if stride == 1 or width % stride:
+  if not _folds(kernel, stride):
     return x, kernel, stride
   x = einops.rearrange(
-    _crop(x, width, stride),
+    _crop(x, len(kernel), stride),
     'b (y i) (x j) c -> b y x (i j c)',
     i=stride,
     j=stride,

@@ -88,7 +88,9 @@ def test_gradients(run):
   for key, want in golden.part(case.arrays, 'grad/').items():
     limit = max(1e-4 * np.abs(want).max(), 1e-6)
     if key.endswith('shortcut.bias'):
-      want = np.zeros_like(want)  # In front of a norm; theirs is rounding.
+      # In front of a norm: 0. Theirs is rounding, no digit of which has to come
+      # out here; in enc128, 2.86e-5, it is more than the limit.
+      want = np.zeros_like(want)
       limit = 1e-4 * np.abs(case.arrays[f'grad/{key[:-4]}weight']).max()
     np.testing.assert_allclose(ours[key], want, atol=limit, err_msg=key)
 

@@ -20,15 +20,17 @@ def against_all(
 ) -> tuple[Float[Array, 'B K'], Float[Array, ' K']]:
   """See `api.against_all`. Scores of `block` images are in memory at once."""
   batch, kinds, dim = sources.shape
+  locations = targets.shape[1]
+  # One long axis: XLA has no vectors of exponentials along 25 positions.
+  flat = targets.reshape(-1, dim)
 
   @jax.checkpoint
   def rows(sources, index):
     sources = nn.with_logical_constraint(sources, (None, None, None))
-    raw = product('ikc,jlc->ikjl', sources, targets)
-    same = index[:, None] == jnp.arange(batch)[None]
-    same = same[:, None, :, None]
-    log_sum = _log_sum_exp(clipped(raw, clip), ~same, clip)
-    return log_sum, jnp.square(raw).sum((0, 2, 3))
+    raw = product('ikc,nc->ikn', sources, flat)
+    same = index[:, None] == jnp.arange(flat.shape[0])[None] // locations
+    log_sum = _log_sum_exp(clipped(raw, clip), ~same[:, None], clip)
+    return log_sum, jnp.square(raw).sum((0, 2))
 
   if block >= batch:
     return rows(sources, jnp.arange(batch))
@@ -65,8 +67,8 @@ def clipped(
 
 
 def _log_sum_exp(scores, keep, clip):
-  """Over the last two axes, of those to keep."""
+  """Over the last axis, of those to keep."""
   if clip is not None and clip <= LARGEST_CLIP:
     terms = jnp.where(keep, jnp.exp(scores - clip), 0.0)
-    return jnp.log(terms.sum((2, 3))) + clip
-  return jax.nn.logsumexp(scores, (2, 3), where=keep)
+    return jnp.log(terms.sum(2)) + clip
+  return jax.nn.logsumexp(scores, 2, where=keep)
