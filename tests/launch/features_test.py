@@ -1,7 +1,6 @@
 """Shards with an encoder's features: the right numbers, trained on, sampled."""
 
 import functools
-import io
 import json
 
 from flax import linen as nn
@@ -11,7 +10,6 @@ import pytest
 import safetensors.numpy
 import sentencepiece
 import soundfile
-import tokenizers
 
 from launch import (
   encode,
@@ -21,9 +19,7 @@ from launch import (
   media,
   shards,
   talk,
-  tokenizer,
 )
-from launch.errors import UserError
 from mirage_jax import data, experiment
 from mirage_jax.encoders import (
   names,
@@ -35,6 +31,7 @@ from mirage_jax.encoders import (
   whisper_names,
 )
 from tests import tiny
+from tests.launch import toy_pieces
 
 # Whole models are compiled: tens of seconds.
 pytestmark = pytest.mark.full
@@ -114,22 +111,7 @@ def encoders(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def pieces(tmp_path_factory):
-  """A sentencepiece model with T5's special ids."""
-  model = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter([*CAPTIONS[:2], 'red and blue men'] * 5),
-    model_writer=model,
-    vocab_size=30,
-    hard_vocab_limit=False,
-    pad_id=0,
-    eos_id=1,
-    unk_id=2,
-    bos_id=-1,
-    minloglevel=2,
-  )
-  path = tmp_path_factory.mktemp('tokens') / 'spiece.model'
-  path.write_bytes(model.getvalue())
-  return path
+  return toy_pieces.train(tmp_path_factory.mktemp('tokens'), CAPTIONS[:2])
 
 
 @pytest.fixture(scope='module')
@@ -247,9 +229,9 @@ def listened(command, tmp_path_factory):
 
 def test_whisper_hears_clips_that_are_longer_than_it_can(listened, folders):
   source = encoder_sources.read(listened / 'train/encoders.json').speech
-  assert (source.seconds, source.width) == (1.0, 16)
   listen = encoders_lib.load_speech(source)
-  assert listen.dim == 16
+  half = lambda x: np.asarray(x, np.float16)
+  assert (source.seconds, source.width, listen.dim) == (1.0, 16, 16)
   clips = records(folders / 'clips')
   for record, clip in zip(records(listened / 'train'), clips, strict=True):
     wave, got = clip['wave'], record['audio'][0]
@@ -258,10 +240,6 @@ def test_whisper_hears_clips_that_are_longer_than_it_can(listened, folders):
     first, second = wave[: 25 * 640], wave[19 * 640 : 44 * 640]
     np.testing.assert_array_equal(got[:22], half(listen(first, 25)[:22]))
     np.testing.assert_array_equal(got[22:34], half(listen(second, 25)[3:15]))
-
-
-def half(x):
-  return np.asarray(x, np.float16)
 
 
 def config(folder):
@@ -420,29 +398,3 @@ def test_clips_of_another_folder_are_refused(
 def test_other_settings_are_refused(command, made, one_error):
   assert command(made, layers='last') == 1
   assert "made with layers=['1', 'last'], not ['last']" in one_error()
-
-
-def test_both_kinds_of_tokenizers(pieces, tmp_path):
-  vocab = {'<pad>': 0, '</s>': 1, 'blue': 2, 'wall': 3, '<unk>': 4}
-  model = tokenizers.models.WordLevel(vocab, unk_token='<unk>')
-  made = tokenizers.Tokenizer(model)
-  made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-  made.save(str(tmp_path / 'tokenizer.json'))
-  assert tokenizer.load(tmp_path)('blue wall') == [2, 3, 1]
-  made.post_processor = tokenizers.processors.TemplateProcessing(
-    single='$A </s>', special_tokens=[('</s>', 1)]
-  )
-  made.save(str(tmp_path / 'tokenizer.json'))
-  assert tokenizer.load(tmp_path / 'tokenizer.json')('wall') == [3, 1]
-  ids = tokenizer.load(pieces.parent)('blue wall')
-  processor = sentencepiece.SentencePieceProcessor(model_file=str(pieces))
-  assert ids[-1] == 1 and processor.decode(ids[:-1]) == 'blue wall'
-  for path, said in (
-    (tmp_path / 'none.model', 'no such file'),
-    (tmp_path / 'broken.model', 'is no tokenizer'),
-    (tmp_path / 'broken.json', 'is no tokenizer'),
-  ):
-    if said != 'no such file':
-      path.write_bytes(b'broken')
-    with pytest.raises(UserError, match=said):
-      tokenizer.load(path)
