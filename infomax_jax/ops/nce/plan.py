@@ -149,6 +149,8 @@ def _batch_axes(mesh):
 
 
 def _cores(mesh):
-  """Of one device: two on a v4 or v5p."""
+  """Of one device: two on a v4 or v5p. What JAX calls so on a GPU is no such."""
   device = mesh.abstract_device or jax.devices()[0]
+  if device.platform != 'tpu':
+    return 1
   return getattr(device, 'num_cores', None) or 1

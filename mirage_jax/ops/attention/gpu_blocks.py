@@ -37,17 +37,16 @@ class Plan:
   keys: Blocks
 
 
-# Of bfloat16 large ones that leave no register in memory, but for 128 on an A100,
-# as XLA compiles it; float32 does. Nobody has timed them. Registers of a thread by
-# ptxas and KiB of shared memory by XLA,
-# A100 / H100:
+# Of bfloat16 large ones that leave no register in memory, as XLA compiles them,
+# whatever the tokens; float32 does. Nobody has timed them. Registers of a thread by
+# ptxas and KiB of shared memory by XLA, A100 / H100:
 #         forward             queries             keys
 #   64    255  33 / 234  49   188  48 / 254  64   176  73 / 254  97  at most
-#   128   240  64 / 164  96   255  96 / 189 128   176  73 / 254  97
+#   128   255  48 / 128  64   200  80 / 142  96   176  73 / 254  97
 #   256   172  68 / 148  96   166 100 / 192 128   163  66 / 161  66
 PLANS = {
   64: Plan(Blocks(128, 64, 4, 3), Blocks(128, 64, 8, 2), Blocks(64, 64, 8, 2)),
-  128: Plan(Blocks(128, 64, 8, 2), Blocks(128, 64, 8, 2), Blocks(64, 64, 8, 2)),
+  128: Plan(Blocks(128, 32, 8, 2), Blocks(128, 32, 8, 2), Blocks(64, 64, 8, 2)),
   256: Plan(Blocks(64, 32, 8, 2), Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 2)),
 }
 

@@ -65,7 +65,8 @@ def test_lowers_for_a_gpu_without_one():
     )
     return log.sum() + squares.sum()
 
-  device = AbstractDevice('NVIDIA H100 80GB HBM3', None, 'gpu')
+  # With its multiprocessors, as JAX has them.
+  device = AbstractDevice('NVIDIA H100 80GB HBM3', 132, 'gpu')
   custom_call = jax.export.DisabledSafetyCheck.custom_call
   with jax.sharding.use_abstract_mesh(
     AbstractMesh((1,), ('x',), abstract_device=device)
@@ -78,6 +79,7 @@ def test_lowers_for_a_gpu_without_one():
   text = exported.mlir_module()
   for name in ('nce_forward', 'nce_sources', 'nce_targets'):
     assert f'name = "{name}"' in text, name
+  assert 'tensor<132x' not in text  # No part of a sum for each of them.
 
 
 def test_what_the_kernels_do_not_take_is_told():
