@@ -30,7 +30,7 @@ def mean(loss_fn: LossFn, rows: Any, count: int) -> Callable:
     params -> (loss, tree), as loss_fn gives it for all rows at once.
 
   Raises:
-    ValueError: `count`, or the mesh, does not divide the batch.
+    ValueError: `count` is none, or it and the mesh do not divide the batch.
   """
   if count == 1:
     return lambda params: loss_fn(params, rows)
@@ -59,6 +59,10 @@ def mean(loss_fn: LossFn, rows: Any, count: int) -> Callable:
 
 
 def _check(batch, count):
+  if count < 1:
+    raise ValueError(
+      f'accumulate={count}: how many parts of a batch, 1 or more.'
+    )
   (axes,) = sharding.mesh_axes('batch')
   mesh = jax.sharding.get_abstract_mesh()
   shards = math.prod(mesh.shape[axis] for axis in axes)

@@ -138,8 +138,7 @@ def make(config: Mapping[str, Any]) -> train_lib.Experiment:
   """Builds the pure functions of a run from a plain config.
 
   Raises:
-    ValueError: a key is unknown or missing, or `accumulate` does not divide the
-      batch.
+    ValueError: a key is unknown or missing.
     FileNotFoundError: no shards at data.train or data.eval (from `dataset`).
   """
   opt = config_lib.build(train_lib.OptimizerConfig, config['optimizer'])
@@ -149,11 +148,6 @@ def make(config: Mapping[str, Any]) -> train_lib.Experiment:
   stitch, lora = recipes(config, model.cfg)
   tx = stitch_lib.optimizer(opt, stitch, config['num_steps'])
   size, seed = config['batch_size'], config['seed']
-  accumulate = config.get('accumulate', 1)
-  if accumulate < 1 or size % accumulate:
-    raise ValueError(
-      f'accumulate={accumulate} does not divide batch_size {size}.'
-    )
   batch = abstract_batch(config, size)
   patches = batch['video'].shape[1:4]
   tokens = patches[0] * patches[1] * patches[2] // model.cfg.patch_size**2
@@ -172,7 +166,7 @@ def make(config: Mapping[str, Any]) -> train_lib.Experiment:
       cfg=cfg,
       tx=tx,
       ema_decay=opt.ema_decay,
-      accumulate=accumulate,
+      accumulate=config.get('accumulate', 1),
       **how,
     ),
     dataset=batches(source, source.train),

@@ -53,6 +53,8 @@ def test_rows_stay_on_their_devices(arrays):
     got, aux = compiled(params, rows)
     with pytest.raises(ValueError, match='make batch_size a multiple of 32'):
       accumulate.mean(loss_fn, rows, 8)
+    with pytest.raises(ValueError, match='accumulate=0: .*1 or more'):
+      accumulate.mean(loss_fn, rows, 0)
   want, _ = jax.grad(loss_fn, has_aux=True)(*arrays)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5), got, want)
   np.testing.assert_array_equal(aux['x'], arrays[1]['x'])
