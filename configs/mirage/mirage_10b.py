@@ -19,6 +19,8 @@ and on such a pod `launch/pod.sh` starts
   python -m launch.train --config configs/mirage/mirage_10b.py:v5p_256,data=DATA \
       --workdir bucket/mirage_10b --coordinator=auto
 
+`:v5p_512` is for two slices of such pods (SLICES=2), 128 samples a step; a batch
+is cut into parts, whose gradients are summed, by --config.accumulate.
 `,options=True` adds XLA's flags of the generation.
 
 Modelled by launch.aot on v5p-256 with options=True: 9.9 s a step, 69.8 % MFU, 29.3
@@ -39,6 +41,11 @@ PODS = {
   'v5p_256': dict(mesh=dict(data=1, fsdp=64, context=4, tensor=1)),
   # 32 GB a chip.
   'v6e_256': dict(mesh=dict(data=1, fsdp=64, context=4, tensor=1)),
+  # Two slices of 256 chips, each with its own 64 samples: between them, over the
+  # data centre's network, goes one sum of gradients a step.
+  'v5p_512': dict(
+    mesh=dict(data=2, fsdp=64, context=4, tensor=1), batch_size=128
+  ),
   # 128 chips of two devices with 96 GB each.
   'tpu7x_128': dict(mesh=dict(data=1, fsdp=64, context=4, tensor=1)),
 }
@@ -61,13 +68,14 @@ _OFFLOAD = {
 }
 COMPILER_OPTIONS = {
   'v5p_256': _OFFLOAD,
+  'v5p_512': _OFFLOAD,
   'v6e_256': _OFFLOAD,
   'tpu7x_128': _OFFLOAD,
 }
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """`mirage_10b.py:v5p_256`, `:v6e_256` or `:tpu7x_128`, with `data=FOLDER`."""
+  """`mirage_10b.py:VARIANT`, a key of PODS, with `data=FOLDER`."""
   parsed = args.parse(
     arg, tuple(PODS), data='data/mirage_10b/latents', options=False
   )
@@ -77,6 +85,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     seed=0,
     num_steps=100_000,
     batch_size=64,
+    accumulate=1,
     log_every=10,
     save_every=500,
     eval_every=2000,
@@ -109,8 +118,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       weight_decay=0.01,
       ema_decay=0.9999,
     ),
-    **PODS[pod],
   )
+  config |= PODS[pod]
   if parsed.options:
     config['compiler_options'] = COMPILER_OPTIONS[pod]
   return ml_collections.ConfigDict(config)
