@@ -26,6 +26,10 @@ the whole batch and so are the statistics of norms, so that nothing but rounding
 changes: this is no smaller batch. (With norms inside, encoder.use_bn, which no
 published run has, those would be of each part.)
 
+--config.objective.nce=pallas, on GPUs pallas_gpu, scores in kernels that keep no
+score in memory; `launch.bench_nce` models what that saves on a pod, with
+--config.objective.block=2048.
+
 Places205, from the weights of ImageNet (published, `:large`: 55.0 %):
 
   python -m launch.probe --workdir runs/imagenet --epochs 15 --falls 7,12 \
@@ -83,7 +87,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
         dtype='bfloat16',
         remat=True,
       ),
-      objective=dict(reg_weight=5e-2, clip=20.0, dtype='bfloat16'),
+      objective=dict(
+        reg_weight=5e-2, clip=20.0, dtype='bfloat16', nce='xla', block=256
+      ),
       heads=dict(num_classes=1000),
       optimizer=dict(
         learning_rate=2e-4,
