@@ -23,11 +23,12 @@ def attention(
   v: Float[Array, 'B S H D'],
   mask: Bool[Array, 'B S'] | None = None,
   *,
+  blocks: tuple[int, ...] | None = None,
   interpret: bool = False,
 ) -> Float[Array, 'B T H D']:
   """See `api.attention`. Queries and keys are padded to whole blocks."""
   rows, keys = q.shape[1], k.shape[1]
-  blocks = BLOCKS if min(rows, keys) > BLOCKS[0] else SHORT
+  blocks = blocks or (BLOCKS if min(rows, keys) > BLOCKS[0] else SHORT)
   units = math.lcm(blocks[0], blocks[3]), math.lcm(*blocks[1:3], *blocks[4:])
   pads = [-n % unit for n, unit in zip((rows, keys), units, strict=True)]
   if mask is None and pads[1]:
