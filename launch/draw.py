@@ -17,6 +17,7 @@ import numpy as np
 from launch.settings import Settings
 from mirage_jax import cache, flow, sampler
 from mirage_jax.dit import Mirage
+from mirage_jax.latents import Run, call
 
 # Tables of steps are filled up to a multiple of this, as their length is
 # compiled in: up to 64 steps share a program.
@@ -50,6 +51,7 @@ def draw(
   settings: Settings,
   sigmas: Sequence[float] | None = None,
   progress: Callable[[], None] = lambda: None,
+  run: Run = call,
 ) -> Float[np.ndarray, 'F Y X C']:
   """The window that the noise becomes.
 
@@ -62,6 +64,7 @@ def draw(
     settings: how to sample.
     sigmas: noise levels of a distilled model; None takes settings.steps.
     progress: called after every step.
+    run: see `ahead.Programs`.
   """
   kept = ()
   if len(known):
@@ -82,8 +85,9 @@ def draw(
     plan = np.stack(cache.plan(settings.caching, sigmas, guidance))
     fresh = [(cache.Fresh(*now),) for now in plan.T.tolist()]
   for what, *now in zip(fresh, sigmas[:-1], sigmas[1:], strict=True):
-    state = _step(
-      model, how, what, guidance, params, cond, noise, kept, table, state, *now
+    static = model, how, what
+    state = run(
+      _step, static, guidance, params, cond, noise, kept, table, state, *now
     )
     jax.block_until_ready(state)
     progress()

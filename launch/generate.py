@@ -44,6 +44,7 @@ class Generator:
     bundle: the weights.
     name: what messages call them, as a path.
     quantised: 'none', or a scheme of `mirage_jax.quantise`.
+    run: calls what is compiled; see `ahead.Programs`.
 
   Raises:
     UserError: the bundle has no transformer, or not one for speech; the
@@ -56,6 +57,7 @@ class Generator:
     bundle: Bundle,
     name: str = 'the checkpoint',
     quantised: str = quantise.NONE,
+    run: latents_lib.Run = latents_lib.call,
   ):
     if bundle.dit is None:
       raise UserError(
@@ -69,7 +71,7 @@ class Generator:
       raise UserError(
         f'{name}: its config is of another version ({error}); export it again'
       ) from error
-    self._bundle = bundle
+    self._bundle, self._run = bundle, run
     self._vae, self._model = Vae(vae), Mirage(model)
     # Once: as numpy arrays they would go to the device at every step.
     self._params = jax.tree.map(jnp.asarray, bundle.dit)
@@ -197,14 +199,18 @@ class Generator:
   ) -> Float[np.ndarray, 'F Y X C']:
     """Latents of whole chunks of frames."""
     b = self._bundle
-    return latents_lib.encode_video(self._vae, b.vae, b.stats, frames)
+    return latents_lib.encode_video(
+      self._vae, b.vae, b.stats, frames, self._run
+    )
 
   def decode(
     self, latents: Float[np.ndarray, 'F Y X C']
   ) -> UInt8[np.ndarray, 'N Hp Wp 3']:
     """Frames of whole chunks of latents."""
     b = self._bundle
-    return latents_lib.decode_video(self._vae, b.vae, b.stats, latents)
+    return latents_lib.decode_video(
+      self._vae, b.vae, b.stats, latents, self._run
+    )
 
   def _windows(
     self, wave, starts, image, text, settings, progress, stage
@@ -266,7 +272,9 @@ class Generator:
 
   def _encode_image(self, image):
     b = self._bundle
-    return latents_lib.encode_image(self._vae, b.vae, b.stats, image)[0]
+    return latents_lib.encode_image(
+      self._vae, b.vae, b.stats, image, run=self._run
+    )[0]
 
   def _cond(self, audio, text, anchor, past):
     count = self._bundle.config['data']['past']
@@ -306,4 +314,5 @@ class Generator:
       settings,
       self._sigmas,
       progress,
+      self._run,
     )

@@ -3,14 +3,14 @@
   python -m launch.robustness --data clips/ --split split.json --limit 4 \
       --out out/robustness
 
-Beside the real clips themselves and what the autoencoder makes of them, they are
-made with the sound as it is, with noise as loud as the speech, over a
-telephone, 1 to 5 frames early and late, cut to a second; with silence and music
-in place of speech; and sentences of a synthesiser in several languages. OUT gets
-robustness.md, robustness.json and, of --long seconds of speech in one go,
-drift.png and drift.json: how identity, colour, sharpness and lips keep, second
-by second. A killed run continues where it was when given the same command; rows
-that are not wanted, as --long=0, can be made later.
+Beside the real clips and what the autoencoder makes of them, they are made as
+recorded, with noise as loud as the speech, over a telephone, 1 to 5 frames
+early and late, cut to a second; with silence and music in place of speech; and
+sentences of a synthesiser in several languages. OUT gets robustness.md,
+robustness.json and, of --long seconds of speech in one go, drift.png and
+drift.json: how identity, colour, sharpness and lips keep, second by second. A
+killed run continues where it was when given the same command; rows that are not
+wanted, as --long=0, can be made later.
 """
 
 from collections.abc import Callable, Mapping

@@ -126,9 +126,12 @@ def main(_: list[str]) -> None:
       talk.check_out(job.out)
     _SAMPLING.settings(_SEED.value)  # Flags that are wrong are told at once.
     live = open_stream(stack)
-    programs.keep(_PROGRAMS.value)
     generator = talk.load_generator(
-      _CHECKPOINT.value, _VAE.value, _SAMPLING.quantised, _ENCODERS.places
+      _CHECKPOINT.value,
+      _VAE.value,
+      _SAMPLING.quantised,
+      _ENCODERS.places,
+      programs.keep(_PROGRAMS.value),
     )
     settings = _SAMPLING.settings(_SEED.value, generator.own_steps)
     if _REQUEST.value:

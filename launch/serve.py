@@ -89,9 +89,12 @@ def main(_: list[str]) -> None:
     uvicorn = load_uvicorn()
     engine = speech.get_engine(_ENGINE.value)
     endpoint = script.get_endpoint(_ENDPOINT.value, _SCRIPT_MODEL.value)
-    programs.keep(_PROGRAMS.value)
     generator = talk.load_generator(
-      _CHECKPOINT.value, _VAE.value, _QUANTISE.value, _ENCODERS.places
+      _CHECKPOINT.value,
+      _VAE.value,
+      _QUANTISE.value,
+      _ENCODERS.places,
+      programs.keep(_PROGRAMS.value),
     )
     folder = pathlib.Path(tempfile.mkdtemp(prefix='mirage-serve-'))
     try:

@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 import numpy as np
 
 from launch import (
+  ahead,
   bundle,
   encoder_sources,
   faces,
@@ -22,7 +23,7 @@ from launch import (
 from launch.errors import UserError
 from launch.steps_bar import StepsBar
 from launch.stopwatch import Stopwatch
-from mirage_jax import audio as audio_lib, quantise
+from mirage_jax import audio as audio_lib, latents, quantise
 
 SUFFIXES = ('.mp4', '.mov', '.m4v')
 See = Callable[[UInt8[np.ndarray, 'N H W 3']], None]
@@ -52,6 +53,7 @@ def load_generator(
   vae: str | os.PathLike | None = None,
   quantised: str = quantise.NONE,
   places: encoder_sources.Places = encoder_sources.AS_RECORDED,
+  programs: pathlib.Path | None = None,
 ) -> generate.Generator:
   """The shipped model, a bundle, or the latest average of a workdir.
 
@@ -60,16 +62,18 @@ def load_generator(
     vae: for a workdir, the bundle of its autoencoder; None is the shipped one.
     quantised: see `Generator`.
     places: where its encoders lie, if not where they were in training.
+    programs: folder of `ahead.Programs`; None keeps none.
 
   Raises:
     UserError: nothing usable there.
   """
+  run = latents.call if programs is None else ahead.Programs(programs)
   if path is None or not os.path.isdir(path):
     if vae:
       raise UserError('--vae goes with a workdir; a bundle has its own VAE')
     path = path or bundle.DEFAULT
     made = bundle.relocated(bundle.load(path), places)
-    return generate.Generator(made, str(path), quantised)
+    return generate.Generator(made, str(path), quantised, run)
   from launch import changes  # Brings Orbax, and Grain, which take a second.
 
   config, params = changes.transformer(path)
@@ -83,7 +87,7 @@ def load_generator(
   except UserError as error:
     raise UserError(f'--vae: {error}') from error
   joined = bundle.relocated(joined, places)
-  return generate.Generator(joined, str(path), quantised)
+  return generate.Generator(joined, str(path), quantised, run)
 
 
 def read_wave(path: str | os.PathLike) -> Float[np.ndarray, 'S']:

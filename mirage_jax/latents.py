@@ -5,7 +5,7 @@ before noise is added (mirage.md's normalise-first; Mochi 1 denormalises after
 sampling).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import functools
 from typing import Any
 
@@ -17,6 +17,13 @@ import numpy as np
 from mirage_jax.vae import CHUNK, Vae
 
 Stats = Mapping[str, Float[Array, 'C']]  # 'mean' and 'std' of the latents
+# (jitted function, its static arguments, *others) -> what it returns.
+Run = Callable[..., Any]
+
+
+def call(function: Callable, static: tuple[Any, ...], *arguments: Any) -> Any:
+  """A `Run` that leaves all to jit; others may load what is compiled."""
+  return function(*static, *arguments)
 
 
 def to_float(frames: UInt8[Array, '*n']) -> Float[Array, '*n']:
@@ -53,7 +60,11 @@ def _decode(vae, params, mean, std, latents):
 
 
 def encode_video(
-  vae: Vae, params: Any, stats: Stats, frames: UInt8[np.ndarray, 'N Hp Wp 3']
+  vae: Vae,
+  params: Any,
+  stats: Stats,
+  frames: UInt8[np.ndarray, 'N Hp Wp 3'],
+  run: Run = call,
 ) -> Float[np.ndarray, 'F Y X C']:
   """Posterior means of every 25-frame chunk, normalised.
 
@@ -67,8 +78,13 @@ def encode_video(
       f'{len(frames)} frames are not a multiple of {CHUNK}: trim or pad them.'
     )
   parts = [
-    _encode(
-      vae, params, stats['mean'], stats['std'], frames[None, i : i + CHUNK]
+    run(
+      _encode,
+      (vae,),
+      params,
+      stats['mean'],
+      stats['std'],
+      frames[None, i : i + CHUNK],
     )
     for i in range(0, len(frames), CHUNK)
   ]
@@ -81,19 +97,23 @@ def encode_image(
   stats: Stats,
   image: UInt8[np.ndarray, 'Hp Wp 3'],
   repeats: int = 1,
+  run: Run = call,
 ) -> Float[np.ndarray, 'F Y X C']:
   """Normalised latents of an image shown `repeats` times.
 
   The paper repeats it 7 times, which makes two latents; once makes one.
   """
   frames = np.repeat(image[None, None], repeats, axis=1)
-  return np.asarray(
-    _encode(vae, params, stats['mean'], stats['std'], frames)[0]
-  )
+  parts = params, stats['mean'], stats['std'], frames
+  return np.asarray(run(_encode, (vae,), *parts)[0])
 
 
 def decode_video(
-  vae: Vae, params: Any, stats: Stats, latents: Float[np.ndarray, 'F Y X C']
+  vae: Vae,
+  params: Any,
+  stats: Stats,
+  latents: Float[np.ndarray, 'F Y X C'],
+  run: Run = call,
 ) -> UInt8[np.ndarray, 'N Hp Wp 3']:
   """Frames of whole chunks of latents, the inverse of `encode_video`.
 
@@ -104,8 +124,13 @@ def decode_video(
   if len(latents) % step or not len(latents):
     raise ValueError(f'{len(latents)} latents are not a multiple of {step}.')
   parts = [
-    _decode(
-      vae, params, stats['mean'], stats['std'], latents[None, i : i + step]
+    run(
+      _decode,
+      (vae,),
+      params,
+      stats['mean'],
+      stats['std'],
+      latents[None, i : i + step],
     )
     for i in range(0, len(latents), step)
   ]
