@@ -1,8 +1,8 @@
 """The VAE on frames too large for a device: in tiles that overlap and blend.
 
 Its group norms see whole frames, so what tiles give is not the whole's, unless
-one tile covers it: then it is, to the bit. Else it is what diffusers'
-`enable_tiling` gives, blends and all. Of 720p one activation of Mochi's decoder,
+one tile covers it: then it is, to the bit. Tiles are cut and blended as diffusers'
+`enable_tiling` does it. Of 720p one activation of Mochi's decoder,
 25 frames of 128 channels in float32, is 11.8 GB; of a tile of 256 by 256, 0.84.
 """
 
