@@ -27,8 +27,9 @@ NOTE = """\
 Mean over {clips} clips. *mouth r*: correlation of the mouth's opening with the
 true one at the *lag due*; *lag*: the one at which it is greatest; *r with
 loudness*: of the opening and the level of the sound, where nobody was filmed;
-*mouth moves*, *opens*: deviation and mean of the opening over those of the real
-clip, 0 for a mouth that stays shut; *sharpness*: ratio to the real clip.
+*mouth moves*, *opens*: deviation of the opening, and its mean above the real
+clip's least, over those of the real clip, 0 for a mouth that stays shut;
+*sharpness*: ratio to the real clip.
 Synthesised sentences are all spoken by one American voice.
 """
 DRIFT = (
@@ -50,12 +51,14 @@ def figures(
     wave: the sound of what was made.
   """
   level = loudness.level(wave, len(seen.mouth))
+  shut = np.min(truth.mouth)
+  opening = [np.mean(clip.mouth) - shut for clip in (seen, truth)]
   sharp = [evals_image.sharpness(clip.frames) for clip in (seen, truth)]
   return {
     'face_found': float(seen.found),
     'loudness': evals.pearson(seen.mouth, level),
     'movement': float(np.std(seen.mouth) / max(np.std(truth.mouth), 1e-9)),
-    'opening': float(np.mean(seen.mouth) / max(np.mean(truth.mouth), 1e-9)),
+    'opening': float(opening[0] / max(opening[1], 1e-9)),
     'sharpness': float(sharp[0] / max(sharp[1], 1e-9)),
   }
 

@@ -97,7 +97,7 @@ def test_a_row_for_every_sound(robustness, tmp_path, capsys):
   assert rows['as recorded']['mouth_correlation'] > 0.95
   assert rows['as recorded']['movement'] == pytest.approx(0.9, abs=0.05)
   assert rows['one second']['mouth_correlation'] > 0.95
-  assert rows['silence']['movement'] == rows['silence']['opening'] == 0
+  assert rows['silence']['movement'] == 0 >= rows['silence']['opening'] > -0.1
   assert rows['silence']['loudness'] == 0 < 0.5 < rows['music']['loudness']
   assert 'lag' not in rows['silence'] and 'lag' not in rows['music']
   assert rows['4 seconds']['first_window'] > 0.95
