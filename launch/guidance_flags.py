@@ -112,7 +112,7 @@ class SamplingFlags:
   def __init__(self, steps: str = 'steps'):
     flags.disclaim_key_flags()
     self._steps = flags.DEFINE_integer(
-      steps, settings_lib.STEPS, 'steps for each window', 2
+      steps, settings_lib.STEPS, 'steps for each window', 1
     )
     self._solver = flags.DEFINE_string(
       'solver',

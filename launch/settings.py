@@ -58,8 +58,8 @@ class Settings:
   joints: Joints = Joints()
 
   def __post_init__(self):
-    if self.steps < 2:
-      raise UserError(f'--steps={self.steps}: at least 2 are needed')
+    if self.steps < 1:
+      raise UserError(f'--steps={self.steps}: at least 1 is needed')
     if self.joints.overlap < 0:
       raise UserError(f'--overlap={self.joints.overlap}: must not be negative')
     if self.solver not in solvers.NAMES:

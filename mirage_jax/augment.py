@@ -129,7 +129,8 @@ def augment_features(
   """A cheap change of voice on log-mel tokens, for use while training.
 
   Formants (a warp of the frequency axis by up to 12%), gain, tilt and a noise
-  floor, all on the mel power. Under 1 ms for 50 tokens.
+  floor, all on the mel power; and in 3 of 10 only a band of it, as telephones and
+  compressed files leave. Under 1 ms for 50 tokens.
   """
   flat = features.reshape(-1, audio.MELS) * audio.LOG_STD + audio.LOG_MEAN
   power = np.maximum(np.exp(flat) - audio.FLOOR, 0)
@@ -140,8 +141,17 @@ def augment_features(
   shape = _power(np.linspace(-0.5, 0.5, audio.MELS) * rng.uniform(-15, 15))
   ripple = np.exp(rng.standard_normal(power.shape, np.float32) * 0.5)
   power += ripple * (floor * shape).astype(np.float32)
+  if rng.random() < 0.3:
+    power *= _band(rng)
   scaled = (np.log(power + audio.FLOOR) - audio.LOG_MEAN) / audio.LOG_STD
   return scaled.reshape(features.shape).astype(np.float32)
+
+
+def _band(rng):
+  """1 for mels that a random channel passes, else 0; [80]."""
+  hertz = audio.mel_edges()[1:-1]
+  low, high = rng.uniform(0, 350), 8000 * 2 ** -rng.uniform(0, 1.6)
+  return ((hertz > low) & (hertz < high)).astype(np.float32)
 
 
 def _warp_mels(power, factor):

@@ -24,12 +24,14 @@ def linear_quadratic(
   """Mochi 1's schedule: a slow linear half, then a quadratic one.
 
   The first num_steps // 2 steps remove `threshold_noise` evenly; the others go
-  on at that slope and speed up so as to end at 0.
+  on at that slope and speed up so as to end at 0. One step goes all the way.
 
   Returns:
     float32 [num_steps + 1], sigmas from 1 down to 0.
   """
   linear = num_steps // 2
+  if not linear:
+    return np.array([1, 0], np.float32)
   steps = np.arange(num_steps + 1)
   slope = threshold_noise / linear
   bend = (1 - slope * num_steps) / (num_steps - linear) ** 2

@@ -61,7 +61,7 @@ def test_the_readme_has_commands():
     'make demo TXT=hello',
     'python -m launch.smaple --audio a.wav',
     'python -m launch.sample --adio a.wav',
-    'python -m launch.sample --steps=1',
+    'python -m launch.sample --steps=0',
     'python -m launch.train --config configs/mirage/grid.py:dti --workdir W',
     'python -m launch.train --config configs/mirage/grid.py --config.modle.depth=3',
   ],

@@ -206,8 +206,8 @@ def test_what_cannot_be_made_is_said_before_the_work(
   ):
     with pytest.raises(UserError, match=said):
       generator.windows(*arguments)  # Not a single next().
-  with pytest.raises(UserError, match='--steps=1: at least 2'):
-    generate.Settings(steps=1)
+  with pytest.raises(UserError, match='--steps=0: at least 1'):
+    generate.Settings(steps=0)
   text = generate.Settings(guidance=Guidance(text=2.0), negative_text='a')
   mute = generate.Generator(
     changed(bundle_lib.load(tiny_file), text=None, text_vocab=0)

@@ -186,7 +186,7 @@ def wrong_forms(tmp_path):
   yield says, {'video': b'x'}, 'video: is no file that is used here'
   yield says | {'face': 'x'}, {}, 'face=x: give one of shipped, none'
   yield says | {'steps': '21'}, {}, 'steps=21: at most 20 are taken'
-  yield says | {'steps': '1'}, {}, 'steps=1: at least 2'
+  yield says | {'steps': '0'}, {}, 'steps=0: at least 1'
   yield says | {'steps': '2.5'}, {}, 'steps=2.5: must be a whole number'
   yield says | {'steps': '9' * 5000}, {}, 'steps=9999'
   yield says | {'seed': '-1'}, {}, 'seed=-1: must lie between 0 and'

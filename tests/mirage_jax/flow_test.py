@@ -28,6 +28,10 @@ def test_linear_quadratic_of_four_steps_by_hand():
   np.testing.assert_allclose(got, [1, 0.95, 0.9, 0.65, 0], atol=1e-6)
 
 
+def test_one_step_goes_all_the_way():
+  np.testing.assert_array_equal(flow.linear_quadratic(1), [1, 0])
+
+
 @pytest.mark.parametrize('jitter', [True, False])
 def test_half_the_levels_are_nearly_noise(jitter):
   cfg = config.FlowConfig(jitter=jitter)
