@@ -13,7 +13,7 @@ def train(folder: pathlib.Path, texts: Sequence[str]) -> pathlib.Path:
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter([*texts, 'red and blue men'] * 20),
     model_writer=model,
-    vocab_size=30,
+    vocab_size=60,
     hard_vocab_limit=False,
     pad_id=0,
     eos_id=1,

@@ -12,6 +12,7 @@ import pytest
 
 from mirage_jax import config, dit, mochi_weights
 from mirage_jax.encoders import names
+from tests.mirage_jax import foreign_toys as toys
 
 REASON = 'parity with the original needs the `convert` extra'
 torch = pytest.importorskip('torch', reason=REASON)
@@ -23,17 +24,17 @@ single_file = pytest.importorskip(
 # torch's autocast says on a CPU that float32 is no lower precision.
 pytestmark = pytest.mark.filterwarnings('ignore:In CPU autocast')
 
-HEADS, HEAD, WIDTH, TEXT, CHANNELS, FEATURES = 2, 16, 32, 24, 4, 32
-DEPTH = 3
+CHANNELS, FEATURES = toys.MOCHI.latent_channels, toys.MOCHI.text.in_dim
+DEPTH = toys.MOCHI.depth
 
 
 def make_theirs():
   torch.manual_seed(0)
   model = diffusers.MochiTransformer3DModel(
-    num_attention_heads=HEADS,
-    attention_head_dim=HEAD,
+    num_attention_heads=toys.MOCHI.num_heads,
+    attention_head_dim=toys.MOCHI.head_dim,
     num_layers=DEPTH,
-    pooled_projection_dim=TEXT,
+    pooled_projection_dim=toys.MOCHI.text.width,
     in_channels=CHANNELS,
     text_embed_dim=FEATURES,
   ).eval()
@@ -44,16 +45,7 @@ def make_theirs():
 
 
 def make_ours():
-  return dit.Mirage(
-    config.MirageConfig(
-      depth=DEPTH,
-      num_heads=HEADS,
-      head_dim=HEAD,
-      video=config.StreamConfig(WIDTH, 4 * WIDTH * 2 // 3),
-      text=config.StreamConfig(TEXT, 4 * TEXT * 2 // 3, FEATURES, rope=False),
-      latent_channels=CHANNELS,
-    )
-  )
+  return dit.Mirage(toys.MOCHI)
 
 
 def to_numpy(model):

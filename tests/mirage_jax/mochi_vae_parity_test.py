@@ -2,16 +2,18 @@
 
 diffusers keeps the repeated first frames up to the decoder's end, where Genmo's
 own code, and ours, drops them at each level; so the decoder is compared without
-expansion in time, where both agree. The encoder is compared whole.
+expansion in time, where both agree, and with it in `errors_parity_test`, which
+has diffusers drop them, too. The encoder is compared whole.
 """
 
 import jax
 import numpy as np
 import pytest
 
-from mirage_jax import mochi_vae_weights
+from mirage_jax import mochi_vae_weights, tiles
 from mirage_jax.encoders import names
-from mirage_jax.vae import Vae, VaeConfig
+from mirage_jax.vae import Vae
+from tests.mirage_jax import foreign_toys as toys
 
 torch = pytest.importorskip('torch', reason='needs the convert extra')
 mochi = pytest.importorskip(
@@ -28,18 +30,6 @@ def spread(module, seed):
       noise = torch.randn(p.shape, generator=generator)
       p.add_(0.2 * noise / max(p[0].numel(), 1) ** 0.5)
   return module.eval()
-
-
-def config(**kw):
-  return VaeConfig(
-    encoder_channels=32,
-    decoder_channels=32,
-    multipliers=(1, 2, 2, 3),
-    encoder_blocks=(1, 1, 0, 1, 1),
-    decoder_blocks=(1, 1, 0, 1, 1),
-    latent_channels=4,
-    **kw,
-  )
 
 
 def relative(got, want):
@@ -73,7 +63,7 @@ def abstract_params(cfg):
 
 @pytest.mark.parametrize('frames', [1, 7, 13])
 def test_encoder(frames):
-  cfg = config()
+  cfg = toys.VAE
   theirs, params = make_theirs(cfg, 0)
   x = np.random.default_rng(0).uniform(-1, 1, (2, frames, 16, 24, 3))
   x = x.astype(np.float32)
@@ -86,7 +76,7 @@ def test_encoder(frames):
 
 
 def test_decoder():
-  cfg = config(time_factors=(1, 1, 1))
+  cfg = toys.FLAT_VAE
   theirs, params = make_theirs(cfg, 1)
   z = np.random.default_rng(1).normal(size=(2, 4, 2, 3, 4)).astype(np.float32)
   with torch.no_grad():
@@ -97,9 +87,30 @@ def test_decoder():
 
 
 def test_diffusers_takes_our_weights_back():
-  cfg = config()
+  cfg = toys.VAE
   theirs, params = make_theirs(cfg, 2)
   saved = names.save(mochi_vae_weights.diffusers(cfg), params)
   for name, tensor in theirs.state_dict().items():
     np.testing.assert_array_equal(saved.pop(name), tensor.numpy())
   assert not saved
+
+
+def test_tiles_are_those_of_diffusers():
+  """Six tiles, some cut by the edge; their middle is the untiled one's."""
+  cfg, tiling = toys.FLAT_VAE, tiles.Tiling(24, 16)
+  theirs, params = make_theirs(cfg, 3)
+  theirs.enable_tiling(24, 24, 16, 16)
+  rng = np.random.default_rng(3)
+  z = rng.standard_normal((1, 2, 4, 5, 4), np.float32)
+  with torch.no_grad():
+    want = theirs.decode(torch.from_numpy(z).permute(0, 4, 1, 2, 3))[0]
+    moments = theirs._encode(want)[:, :4]
+  got = tiles.decode(Vae(cfg), params, z, tiling)
+  want = want.permute(0, 2, 3, 4, 1).numpy()
+  assert relative(got, want) < 1e-5
+  got = tiles.encode(Vae(cfg), params, want, tiling)
+  assert relative(got, moments.permute(0, 2, 3, 4, 1).numpy()) < 1e-5
+  # One tile that covers all is no tile.
+  whole = tiles.decode(Vae(cfg), params, z, tiles.Tiling(40, 40))
+  plain = Vae(cfg).apply({'params': params}, z, method='decode')
+  assert relative(whole, np.asarray(plain)) < 1e-5

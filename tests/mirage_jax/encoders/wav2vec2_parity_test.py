@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mirage_jax.encoders import names, wav2vec2, wav2vec2_names
+from tests.mirage_jax import foreign_toys as toys
 
 REASON = 'parity with the original needs the `convert` extra'
 torch = pytest.importorskip('torch', reason=REASON)
@@ -16,28 +17,7 @@ transformers = pytest.importorskip('transformers', reason=REASON)
 # WavLM gives torch a bias of floats and a mask of booleans.
 pytestmark = pytest.mark.filterwarnings('ignore:Support for mismatched')
 
-make = functools.partial(
-  wav2vec2.Wav2Vec2Config,
-  width=32,
-  depth=2,
-  num_heads=4,
-  mlp_dim=40,
-  conv_dim=16,
-  kernels=(10, 3, 2),
-  strides=(5, 2, 2),
-  position_kernel=12,
-  position_groups=4,
-)
-BASE, LARGE = make(), make(stable=True, position_kernel=7)
-relative = dict(num_buckets=16, max_distance=40)
-CASES = {
-  'wav2vec2_base': ('Wav2Vec2', BASE),
-  'wav2vec2_large': ('Wav2Vec2', LARGE),
-  'hubert_base': ('Hubert', BASE),
-  'hubert_large': ('Hubert', LARGE),
-  'wavlm_base': ('WavLM', make(**relative)),
-  'wavlm_large': ('WavLM', make(stable=True, conv_bias=False, **relative)),
-}
+CASES = toys.SPEECHES
 LENGTHS = (1237, 803, 58)  # samples, odd and in between; 60, 38 and 1 features
 
 

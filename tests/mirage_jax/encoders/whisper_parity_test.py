@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from mirage_jax.encoders import names, whisper, whisper_names
+from tests.mirage_jax import foreign_toys as toys
 
 REASON = 'parity with the original needs the `convert` extra'
 torch = pytest.importorskip('torch', reason=REASON)
 transformers = pytest.importorskip('transformers', reason=REASON)
 
-CFG = whisper.WhisperConfig(32, 2, 4, mels=10, max_features=20)
+CFG = toys.WHISPER
 
 
 def make_theirs():
