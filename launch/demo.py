@@ -26,6 +26,7 @@ from launch import (
   filmstrip,
   guidance_flags,
   loudness,
+  programs,
   speech as speech_lib,
   talk,
 )
@@ -59,7 +60,9 @@ def main(_: list[str]) -> None:
     talk.check_out(out)
     with watch('load'):
       generator = talk.load_generator(
-        _CHECKPOINT.value, quantised=_SAMPLING.quantised
+        _CHECKPOINT.value,
+        quantised=_SAMPLING.quantised,
+        programs=programs.keep(),
       )
     audio, phones = _AUDIO.value, []
     if audio:
