@@ -175,7 +175,7 @@ def test_bfloat16_errs_no_more_than_torch_does(name, record_property):
   noise = np.sqrt(np.mean((want(name, torch.bfloat16) - exact) ** 2))
   got = toys.output(toy(name), dtype='bfloat16')
   error = np.sqrt(np.mean((got - exact) ** 2))
-  record_property('ratio', error / noise)
+  record_property('ratio', float(error / noise))
   assert 0 < error <= 1.25 * noise
 
 
