@@ -14,8 +14,8 @@ program, stand apart. Fewer threads: `taskset -c 0 python -m launch.bench mochi`
   python -m launch.bench sampling --data clips/ --split split.json --limit 10
 
 makes clips with step caching, in the few steps of the distilled student and
-with quantised matmuls, and puts time and lips beside those of the plain 64
-steps. Without --data it speaks sentences, and compares lips with the plain ones.
+with quantised matmuls (--quantise=int8,fp8,int8_weights,fp8_weights for all
+there are), and puts time and lips beside those of the plain 64 steps. Without --data it speaks sentences, and compares lips with the plain ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,9 @@ _AUDIO_CFG = flags.DEFINE_float(
   'audio_cfg', None, 'weight of the sound; as launch.sample if unset'
 )
 _CACHE = flags.DEFINE_string('cache', 'fast', 'as in launch.sample')
-_QUANTISE = flags.DEFINE_string('quantise', 'int8', 'as in launch.sample')
+_QUANTISE = flags.DEFINE_list(
+  'quantise', ['int8'], 'as in launch.sample, one or more with commas between'
+)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', None, "the recipe's if unset")
 
 TASKS = {'train': 'training step', 'sample': 'sampling step'}
@@ -220,6 +222,8 @@ def sampling() -> None:
 
   weight = _AUDIO_CFG.value
   weight = AUDIO_CFG if weight is None else weight
+  if not _QUANTISE.value or len({*_QUANTISE.value}) < len(_QUANTISE.value):
+    raise UserError('--quantise: give one or more schemes, each once')
   plain = Settings(_STEPS.value, make_guidance(audio=weight))
   weights = bundle.load(_CHECKPOINT.value or bundle.DEFAULT)
   ways = bench_sampling.make_ways(

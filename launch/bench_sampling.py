@@ -47,7 +47,7 @@ def make_ways(
   plain: Settings,
   few: bundle.Bundle | int,
   caching: Caching,
-  scheme: str,
+  schemes: Sequence[str],
 ) -> dict[str, Way]:
   """The ways to compare, by the names of their figures.
 
@@ -56,7 +56,8 @@ def make_ways(
     plain: how, with all steps and nothing to save time.
     few: the distilled student, or how many steps of the same model are few.
     caching: see `mirage_jax.cache`.
-    scheme: see `mirage_jax.quantise`.
+    schemes: of `mirage_jax.quantise`; the first one is 'quantised', the others
+      go by their own names.
   """
   generator = Generator(weights)
   if isinstance(few, int):
@@ -65,12 +66,14 @@ def make_ways(
     student = Generator(few)
     few_step = Way(student, student.usual)
   cached = dataclasses.replace(plain, caching=caching)
-  return {
+  made = {
     PLAIN: Way(generator, plain),
     'cached': Way(generator, cached),
     'few_step': few_step,
-    'quantised': Way(Generator(weights, quantised=scheme), plain),
   }
+  for name, scheme in zip(['quantised', *schemes[1:]], schemes, strict=True):
+    made[name] = Way(Generator(weights, quantised=scheme), plain)
+  return made
 
 
 def spoken_clips(count: int) -> Iterable[Clip]:
@@ -182,7 +185,7 @@ def summarise(
   """The ratios of time, and the mean figures of each way.
 
   A speedup is the median over clips of the plain way's seconds over the way's,
-  both of the same clip.
+  both of the same clip; an error, the standard one of the mean that is lost.
   """
   figures = {}
   for name in results[0]:
@@ -190,6 +193,8 @@ def summarise(
     figures[name] = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
     if name in ways:
       figures[name]['seconds'] = statistics.median(r['seconds'] for r in rows)
+      figures[name]['megabytes'] = ways[name].generator.num_bytes / 1e6
+  measured = 'mouth_correlation' in figures[PLAIN]
   summary = {}
   for name in ways:
     if name == PLAIN:
@@ -197,14 +202,14 @@ def summarise(
     summary[f'{name}_speedup'] = statistics.median(
       r[PLAIN]['seconds'] / r[name]['seconds'] for r in results
     )
-    if 'mouth_correlation' in figures[name]:
-      summary[f'{name}_lost_correlation'] = (
-        figures[PLAIN]['mouth_correlation'] - figures[name]['mouth_correlation']
-      )
-    else:
-      summary[f'{name}_lost_correlation'] = 1 - figures[name]['mouth_to_plain']
+    key = 'mouth_correlation' if measured else 'mouth_to_plain'
+    lost = [r[PLAIN][key] - r[name][key] for r in results]
+    summary[f'{name}_lost_correlation'] = float(np.mean(lost))
+    if len(lost) > 1:
+      error = statistics.stdev(lost) / len(lost) ** 0.5
+      summary[f'{name}_lost_correlation_error'] = error
   return summary | {
-    'against': 'truth' if 'mouth_correlation' in figures[PLAIN] else PLAIN,
+    'against': 'truth' if measured else PLAIN,
     'clips': len(results),
     'figures': figures,
     'ways': {name: describe(way) for name, way in ways.items()},
@@ -233,24 +238,30 @@ def describe(way: Way) -> str:
 def table(summary: Mapping[str, Any]) -> list[str]:
   """Lines of at most 80 columns."""
   lines = [
-    f'{summary["clips"]} clips, lips against the {summary["against"]}',
+    f'{summary["clips"]} clips, lips against the {summary["against"]}; lost: of '
+    'mouth r, with its standard error',
     '',
-    f'{"":<12}{"seconds":>9}{"speedup":>9}{"mouth r":>9}{"to plain":>9}'
-    f'{"PSNR to plain":>15}',
+    f'{"":<13}{"seconds":>8}{"speedup":>8}{"MB":>6}{"mouth r":>8}{"lost":>8}{"+-":>7}'
+    f'{"to plain":>9}{"PSNR to it":>11}',
   ]
-  speedups = {n: summary.get(f'{n}_speedup', 1.0) for n in summary['ways']}
   for name, row in summary['figures'].items():
     cells = (
-      (row.get('seconds'), '9.2f'),
-      (speedups.get(name), '9.2f'),
-      (row.get('mouth_correlation'), '9.3f'),
+      (row.get('seconds'), '8.2f'),
+      (1.0 if name == PLAIN else summary.get(f'{name}_speedup'), '8.2f'),
+      (row.get('megabytes'), '6.1f'),
+      (row.get('mouth_correlation'), '8.3f'),
+      (summary.get(f'{name}_lost_correlation'), '8.3f'),
+      (summary.get(f'{name}_lost_correlation_error'), '7.3f'),
       (row['mouth_to_plain'], '9.3f'),
-      (row['psnr_to_plain'], '15.1f'),
+      (row['psnr_to_plain'], '11.1f'),
     )
-    shown = (
-      format(value, form) if value is not None else f'{"-":>9}'
-      for value, form in cells
-    )
-    lines.append(f'{name:<12}{"".join(shown)}')
+    shown = ''.join(_cell(value, form) for value, form in cells)
+    lines.append(f'{name:<13}{shown}')
   lines += ['', *(f'{k}: {v}' for k, v in summary['ways'].items())]
   return lines
+
+
+def _cell(value, form):
+  if value is None:
+    return f'{"-":>{form.split(".")[0]}}'
+  return format(value, form)

@@ -15,6 +15,7 @@ from launch import (
   stopwatch,
 )
 from launch.bench_sampling import Clip, Way
+from launch.errors import UserError
 from mirage_jax.cache import Caching
 from tests.launch.drawn import DrawnFaces, draw_clip, loudness, rebuild
 
@@ -43,6 +44,7 @@ class Model:
     self.quantised, self.own_steps = quantised, own_steps
     self.usual = generate.Settings(own_steps or 8)
     self.error, self.each, self.seeds = error, each, []
+    self.num_bytes = 4_000_000 if quantised == 'none' else 1_000_000
 
   def __call__(self, wave, image, text, settings):
     # To compile all that a round of the branches of guidance needs.
@@ -56,7 +58,9 @@ class Model:
       CLOCK.now += self.each * settings.steps
     CLOCK.now += 100  # Of decoding.
     rng = np.random.default_rng(1)
-    noise = self.error * rng.uniform(-1, 1, len(loudness(wave)))
+    # Seed 1 errs more than seed 0.
+    noise = rng.uniform(-1, 1, len(loudness(wave)))
+    noise *= self.error * (1 + settings.seed)
     yield draw_clip(np.clip(loudness(wave) + noise, 0, 1))
 
 
@@ -75,7 +79,7 @@ def ways():
   return {
     'plain': Way(Model(0.1), plain),
     'cached': Way(Model(0.1, each=2.0), fast),
-    'few_step': Way(Model(0.6), generate.Settings(steps=4)),
+    'few_step': Way(Model(0.4), generate.Settings(steps=4)),
   }
 
 
@@ -99,6 +103,17 @@ def test_speed_and_lips_against_the_plain_way(ways, measured):
   figures = summary['figures']
   lost = figures['plain']['mouth_correlation']
   lost -= figures['few_step']['mouth_correlation']
+  each = [
+    clip['plain']['mouth_correlation'] - clip['few_step']['mouth_correlation']
+    for clip in measured
+  ]
+  # Of two numbers, half of what lies between them.
+  error = abs(each[0] - each[1]) / 2
+  assert error > 0.01 and summary['few_step_lost_correlation_error'] == (
+    pytest.approx(error)
+  )
+  assert summary['cached_lost_correlation_error'] == pytest.approx(0, abs=1e-6)
+  assert figures['plain']['megabytes'] == 4
   assert summary['few_step_lost_correlation'] == pytest.approx(lost)
   assert 0.02 < lost < 0.5
   assert figures['cached']['mouth_to_plain'] == pytest.approx(1)
@@ -109,7 +124,7 @@ def test_speed_and_lips_against_the_plain_way(ways, measured):
   assert 0.99 < figures['rebuilt']['mouth_correlation']
   assert 'seconds' not in figures['truth'] and 'truth' not in summary['ways']
   table = bench_sampling.table(summary)
-  row = f'truth{"-":>16}{"-":>9}{1:>9.3f}'
+  row = f'truth{"-":>16}{"-":>8}{"-":>6}{1:>8.3f}{"-":>8}{"-":>7}'
   assert any(line.startswith(row) for line in table)
   assert max(map(len, table)) <= 80
   assert any('branches at every 3. step' in line for line in table)
@@ -136,7 +151,8 @@ def test_the_command_prints_one_line(binary, monkeypatch, capsys):
   monkeypatch.setattr(faces, 'default_mesh', DrawnFaces)
   clips = lambda count: [Clip(WAVE, truth[0], truth)] * count
   monkeypatch.setattr(bench_sampling, 'spoken_clips', clips)
-  given = ['--json', '--limit=2', '--cache=guidance:3', '--quantise=fp8']
+  given = ['--json', '--limit=2', '--cache=guidance:3']
+  given += ['--quantise=fp8,int8_weights']
   with binary('bench').loaded(*given) as bench:
     bench.sampling()
   summary = json.loads(capsys.readouterr().out)
@@ -144,6 +160,10 @@ def test_the_command_prints_one_line(binary, monkeypatch, capsys):
     assert summary[f'{name}_speedup'] == pytest.approx(speedup)
     assert f'{name}_lost_correlation' in summary
   assert summary['ways']['quantised'] == '64 steps, euler, fp8 matmuls'
+  assert 'int8_weights matmuls' in summary['ways']['int8_weights']
+  assert summary['int8_weights_speedup'] == pytest.approx(1)
+  assert 'int8_weights_lost_correlation_error' in summary
+  assert summary['figures']['int8_weights']['megabytes'] == 1
   assert 'branches at every 3. step' in summary['ways']['cached']
   assert summary['ways']['few_step'] == '4 steps, euler, distilled'
   with binary('bench').loaded(*given, '--few_steps=8') as bench:
@@ -151,3 +171,6 @@ def test_the_command_prints_one_line(binary, monkeypatch, capsys):
   summary = json.loads(capsys.readouterr().out)
   assert summary['few_step_speedup'] == pytest.approx(8)
   assert summary['ways']['few_step'] == '8 steps, euler'
+  with binary('bench').loaded('--quantise=fp8,fp8') as bench:
+    with pytest.raises(UserError, match='--quantise: give one or more schemes'):
+      bench.sampling()
