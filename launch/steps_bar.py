@@ -6,7 +6,8 @@ import time
 
 from rich import console as rich_console, progress, table
 
-LINES = 8  # About as many where there is no terminal.
+LINES = 8  # About as many where there is no terminal,
+QUIET = 60.0  # but one after so many seconds.
 
 
 class StepsBar:
@@ -29,7 +30,7 @@ class StepsBar:
     self._task = self._bar.add_task(self._name, total=total)
 
   def __enter__(self) -> Callable[[], None]:
-    self._start = time.monotonic()
+    self._start = self._told = time.monotonic()
     if self._bar.console.is_terminal:
       self._bar.start()
     return self._advance
@@ -41,9 +42,12 @@ class StepsBar:
   def _advance(self):
     self._done += 1
     self._bar.advance(self._task)
-    console = self._bar.console
-    if not console.is_terminal and self._done % -(-self._total // LINES) == 0:
-      spent = time.monotonic() - self._start
-      left = spent / self._done * (self._total - self._done)
+    console, now = self._bar.console, time.monotonic()
+    if console.is_terminal:
+      return
+    due = self._done % -(-self._total // LINES) == 0
+    if due or now - self._told > QUIET:
+      self._told = now
+      left = (now - self._start) / self._done * (self._total - self._done)
       line = f'step {self._done}/{self._total}, {left:.0f} s left'
       console.print(f'{self._name}: {line}', highlight=False, soft_wrap=True)

@@ -5,8 +5,10 @@ is written so far plays, in a browser as well. It has the same frames and sound
 as the file of `launch.mux`, coded faster and a little larger.
 """
 
+import os
 from typing import BinaryIO
 
+from absl import logging
 import av
 from jaxtyping import Float, UInt8
 import numpy as np
@@ -24,6 +26,8 @@ class Stream:
 
   After each `add`, all but the last fragment of its frames is in the file, with
   its sound; at the end, everything.
+
+  Who reads a pipe may leave: the rest of the stream then goes nowhere.
 
   Args:
     file: open for writing; it is only ever appended to, and flushed.
@@ -87,6 +91,12 @@ class _Sink:
     self._file = file
 
   def write(self, data: bytes) -> int:
-    count = self._file.write(data)
-    self._file.flush()
-    return count
+    try:
+      self._file.write(data)
+      self._file.flush()
+    except BrokenPipeError:
+      logging.warning('nobody watches the stream any more; the video goes on')
+      # So does what is left in a buffer, which Python would write at its end.
+      with open(os.devnull, 'wb') as nowhere:
+        os.dup2(nowhere.fileno(), self._file.fileno())
+    return len(data)

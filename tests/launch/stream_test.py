@@ -1,6 +1,7 @@
 """A video that grows: playable at any time, in step with its sound."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -66,3 +67,19 @@ def test_a_stream_that_fails_is_closed_and_says_why(tmp_path):
         raise ZeroDivisionError
     with stream.Stream(file, tiny.speech(1)):  # Left before the first frame.
       assert True
+
+
+def test_who_watches_may_leave(tmp_path, caplog):
+  """As a player that is closed at the other end of a pipe."""
+  frames, wave = clip(2)
+  reader, writer = os.pipe()
+
+  def windows():
+    yield frames[:25]
+    os.close(reader)
+    yield frames[25:]
+
+  with open(writer, 'wb') as live:
+    talk.film(tmp_path / 'o.mp4', windows(), wave, live=live)
+  assert len(media.read_video(tmp_path / 'o.mp4').frames) == len(frames)
+  assert caplog.text.count('nobody watches the stream any more') == 1
