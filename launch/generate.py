@@ -9,7 +9,9 @@ keep the noise that they came from; more of that in `settings.Joints`.
 
 from collections.abc import Callable, Iterator
 import contextlib
+import dataclasses
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, UInt8
@@ -72,6 +74,9 @@ class Generator:
         f'{name}: its config is of another version ({error}); export it again'
       ) from error
     self._bundle, self._run = bundle, run
+    self._one_by_one = (
+      False  # Whether guidance needs more memory than there is.
+    )
     self._vae, self._model = Vae(vae), Mirage(model)
     # Once: as numpy arrays they would go to the device at every step.
     self._params = jax.tree.map(jnp.asarray, bundle.dit)
@@ -90,6 +95,11 @@ class Generator:
   def size(self) -> int:
     """Rows and columns of a frame."""
     return self._bundle.config['data']['size']
+
+  @property
+  def num_bytes(self) -> int:
+    """Memory that the transformer's weights take."""
+    return quantise.num_bytes(self._params)
 
   @property
   def window_frames(self) -> int:
@@ -173,8 +183,7 @@ class Generator:
         f'the image is {image.shape[1]} x {image.shape[0]}, the model makes '
         f'{self.size} x {self.size}: crop the face to that'
       )
-    self._conditions.check_text('--text', text)
-    self._check(settings)
+    self.check(text, settings)
     return self._windows(wave, starts, image, text, settings, progress, stage)
 
   @property
@@ -182,7 +191,10 @@ class Generator:
     """Bytes of text that the model reads; see `Conditions`."""
     return self._conditions.text_length
 
-  def _check(self, settings):
+  def check(self, text: str, settings: Settings) -> None:
+    """UserError, naming the flag, for what this model cannot be asked for."""
+    self._starts(1, settings.joints.overlap)
+    self._conditions.check_text('--text', text)
     self._conditions.check_text('--negative_text', settings.negative_text)
     if self.own_steps:
       check_distilled(settings, self.own_steps)
@@ -305,14 +317,33 @@ class Generator:
     }
 
   def _sample(self, noise, cond, known, settings, progress):
-    return draw(
-      self._model,
-      self._params,
-      cond,
-      jnp.asarray(noise),
-      known,
-      settings,
-      self._sigmas,
-      progress,
-      self._run,
+    if self._one_by_one:
+      settings = _one_by_one(settings)
+    arrays = cond, jnp.asarray(noise), known
+    rest = self._sigmas, progress, self._run
+    try:
+      return draw(self._model, self._params, *arrays, settings, *rest)
+    except jax.errors.JaxRuntimeError as error:
+      if 'RESOURCE_EXHAUSTED' not in str(error):
+        raise
+      if settings == _one_by_one(settings):
+        raise UserError(
+          'a window does not fit into the memory of the device; give '
+          '--quantise=int8_weights, or a larger device'
+        ) from error
+    # Found out once: what is too large is compiled in vain.
+    self._one_by_one = True
+    logging.warning(
+      'the branches of guidance do not fit into memory together: they run one '
+      'after the other, as with --sequential_guidance'
     )
+    return self._sample(noise, cond, known, settings, progress)
+
+
+def _one_by_one(settings):
+  """The same, but for the memory that guidance takes."""
+  guidance = dataclasses.replace(settings.guidance, sequential=True)
+  branches = settings.guidance.gains.keys() - {'skip', 'rescale'}
+  if not branches:
+    return settings
+  return dataclasses.replace(settings, guidance=guidance)

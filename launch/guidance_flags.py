@@ -133,7 +133,8 @@ class SamplingFlags:
       'sequential_guidance',
       False,
       'run the network once for each weight instead of on one larger batch: '
-      'less memory, the same video but for rounding',
+      'less memory, the same video but for rounding. So it is done, too, where '
+      'the batch does not fit',
     )
     self._joints = {
       'overlap': flags.DEFINE_integer(

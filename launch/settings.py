@@ -11,6 +11,7 @@ from mirage_jax.guidance import Guidance
 # rate of blinks.
 STEPS = 8
 AUDIO_CFG = 3.0
+SEEDS = 2**31  # There are so many, from 0 on.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Settings:
   def __post_init__(self):
     if self.steps < 1:
       raise UserError(f'--steps={self.steps}: at least 1 is needed')
+    if not 0 <= self.seed < SEEDS:
+      raise UserError(f'--seed={self.seed}: must lie between 0 and {SEEDS - 1}')
     if self.joints.overlap < 0:
       raise UserError(f'--overlap={self.joints.overlap}: must not be negative')
     if self.solver not in solvers.NAMES:

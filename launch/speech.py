@@ -103,6 +103,8 @@ class Command:
       except UserError as error:
         told = str(error).replace(str(out), 'its sound')
         raise UserError(f'{self.words[0]}: {told}') from error
+    if not np.isfinite(wave).all():
+      raise UserError(f'{self.words[0]}: made samples that are no numbers')
     if audio.is_silent(wave):
       raise UserError(f'{self.words[0]}: made only silence of {text[:40]!r}')
     return Speech(wave, [])

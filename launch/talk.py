@@ -93,6 +93,8 @@ def load_generator(
 def read_wave(path: str | os.PathLike) -> Float[np.ndarray, 'S']:
   """The sound of a file, 16 kHz mono; UserError if there is none in it."""
   wave = media.read_audio(path, rate=audio_lib.RATE)
+  if not np.isfinite(wave).all():
+    raise UserError(f'{path}: has samples that are no numbers; write it anew')
   if audio_lib.is_silent(wave):
     raise UserError(f'{path}: is silent, nothing to speak; give another sound')
   return wave

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -274,3 +275,45 @@ def test_other_weights_and_steps_are_no_other_program(
   assert (make(2, 8.5) != first).any()
   assert (make(5, 3.0) != first).any()
   assert draw._step._cache_size() == count
+
+
+def test_where_branches_do_not_fit_together_they_run_one_by_one(
+  generator, image, monkeypatch, caplog
+):
+  """As if a device had no room for a batch of two."""
+  tried = []
+
+  def small(*arguments):
+    settings = arguments[5]
+    tried.append(settings.guidance.sequential)
+    if settings.guidance.gains and not settings.guidance.sequential:
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+    return draw.draw(*arguments)
+
+  wave = tiny.speech(2.2)
+  guided = dataclasses.replace(FAST, guidance=Guidance(audio=2.0))
+  want = generator(wave, image, '', guided)
+  monkeypatch.setattr(generate, 'draw', small)
+  monkeypatch.setattr(generator, '_one_by_one', False)
+  made = generator(wave, image, '', guided)
+  np.testing.assert_allclose(made.astype(int), want, atol=1)
+  assert tried == [False, True, True, True]  # It is found out once.
+  assert caplog.text.count('--sequential_guidance') == 1
+
+
+@pytest.mark.parametrize(
+  ('said', 'error'),
+  [('RESOURCE_EXHAUSTED', UserError), ('INTERNAL', jax.errors.JaxRuntimeError)],
+)
+def test_a_window_that_does_not_fit_at_all(
+  generator, image, monkeypatch, said, error
+):
+  def fail(*_):
+    raise jax.errors.JaxRuntimeError(f'{said}: something')
+
+  monkeypatch.setattr(generate, 'draw', fail)
+  monkeypatch.setattr(generator, '_one_by_one', False)
+  for guidance in (Guidance(), Guidance(audio=2.0)):
+    settings = dataclasses.replace(FAST, guidance=guidance)
+    with pytest.raises(error, match='does not fit|INTERNAL'):
+      generator(tiny.speech(1), image, '', settings)

@@ -99,6 +99,12 @@ shutil.copy({str(tmp_path / 'a.wav')!r}, sys.argv[1])
     ('sys.exit(4)', 'failed with code 4$'),
     ('', 'wrote no {out}'),
     ('open(sys.argv[1], "w").write("x")', 'its sound: is not media'),
+    (
+      'import numpy, soundfile\n'
+      'nan = numpy.full(999, numpy.nan, "float32")\n'
+      'soundfile.write(sys.argv[1], nan, 16000, subtype="FLOAT")',
+      'made samples that are no numbers',
+    ),
     ('import time; time.sleep(60)', 'has not spoken within 0.2 s'),
   ],
 )
