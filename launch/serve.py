@@ -17,6 +17,7 @@ It serves this machine alone unless --host says otherwise, and has no passwords:
 put a proxy with TLS and a login before it when others can reach it.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import shutil
@@ -113,7 +114,8 @@ def main(_: list[str]) -> None:
       socket.listen()  # Who comes before the server runs has to wait a moment.
       port = socket.getsockname()[1]
       print(f'open http://{_HOST.value}:{port}', flush=True)
-      server.run(sockets=[socket])
+      with contextlib.suppress(KeyboardInterrupt):  # It has closed by then.
+        server.run(sockets=[socket])
       board.close()
     finally:
       shutil.rmtree(folder, ignore_errors=True)
@@ -160,7 +162,8 @@ def build(
   studio = serve_work.Studio(generator, engine, limits)
   board = Board(studio, limits, studio.warm_up)
   facts = serve_facts.facts(generator, studio, limits)
-  api = serve_app.Api(board, limits, facts, folder, endpoint, generator.usual)
+  how = generator.usual, generator.check
+  api = serve_app.Api(board, limits, facts, folder, endpoint, *how)
   return board, api.app()
 
 

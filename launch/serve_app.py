@@ -5,7 +5,7 @@ Everything is JSON but the page, the videos and the events; every error is
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 import json
 import pathlib
 import re
@@ -55,6 +55,7 @@ class Api:
     folder: uploads and videos go into folders in it.
     endpoint: writes scripts; None for none.
     usual: how a video is sampled unless its form says otherwise.
+    check: UserError for a text and settings that the model cannot take.
   """
 
   def __init__(
@@ -65,7 +66,9 @@ class Api:
     folder: pathlib.Path,
     endpoint: script.Endpoint | None = None,
     usual: Settings = USUAL,
+    check: Callable[[str, Settings], None] = lambda text, settings: None,
   ):
+    self._check = check
     self._board, self._limits, self._facts = board, limits, facts
     self._folder, self._endpoint, self._usual = folder, endpoint, usual
     self._decoders = asyncio.Semaphore(DECODERS)
@@ -123,6 +126,7 @@ class Api:
         order = await run_in_threadpool(
           serve_inputs.read_order, fields, files, self._limits, self._usual
         )
+        await run_in_threadpool(self._check, order.text, order.settings)
       about = {'sound': names.get('audio', ''), 'image': names.get('image', '')}
       job = self._board.submit(Job(owner, folder, order, about | fields))
     except BaseException as error:

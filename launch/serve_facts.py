@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any
 
 from launch import generate, guidance_flags
-from launch.serve_inputs import SEEDS
 from launch.serve_jobs import Limits
 from launch.serve_work import Studio
+from launch.settings import SEEDS
 from mirage_jax import cache, solvers
 from mirage_jax.guidance import LIMITS
 

@@ -25,7 +25,11 @@ def test_it_serves_what_its_flags_say_and_cleans_up(
     (folder,) = tmp_path.glob('mirage-serve-*')
     found['folder'] = folder
     found['port'] = sockets[0].getsockname()[1]
+    with TestClient(self.config.app) as client:
+      form = {'text_to_speech': 'a', 'text': 'x' * 99}
+      found['refused'] = client.post('/api/jobs', data=form)
     sockets[0].close()
+    raise KeyboardInterrupt  # As uvicorn does after a Ctrl-C.
 
   monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
   monkeypatch.setattr(faces, 'default_mesh', lambda: 'mesh')
@@ -34,6 +38,11 @@ def test_it_serves_what_its_flags_say_and_cleans_up(
   assert binary('serve')(*flags, '--port=0', '--seconds=3', '--queue=2') == 0
   assert capsys.readouterr().out == f'open http://127.0.0.1:{found["port"]}\n'
   assert found['size'] == 16 and found['text_length'] == 8
+  # The model's own limits are told at once, too.
+  assert found['refused'].status_code == 400
+  assert found['refused'].json()['error'] == (
+    'text: has 99 bytes, this checkpoint reads 8; shorten it'
+  )
   assert found['limits']['seconds'] == 3 and found['limits']['queue'] == 2
   assert found['weights'][0]['name'] == 'audio_cfg'
   assert not pathlib.Path(found['folder']).exists()
