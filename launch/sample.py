@@ -145,9 +145,15 @@ def open_stream(stack: contextlib.ExitStack) -> BinaryIO | None:
     live = sys.stdout.buffer
     stack.enter_context(contextlib.redirect_stdout(sys.stderr))
     return live
-  return (
-    stack.enter_context(open(_STREAM.value, 'wb')) if _STREAM.value else None
-  )
+  if not _STREAM.value:
+    return None
+  try:
+    return stack.enter_context(open(_STREAM.value, 'wb'))
+  except OSError as error:
+    raise UserError(
+      f'--stream={_STREAM.value}: cannot be written ({error.strerror}); name '
+      'another file, or - for the output'
+    ) from error
 
 
 def read_jobs() -> list[talk.Job]:

@@ -6,13 +6,22 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import av
 import numpy as np
 import pytest
 import soundfile
 
-from launch import faces, generate, guidance_flags, media, mux, talk
+from launch import (
+  faces,
+  generate,
+  guidance_flags,
+  media,
+  mux,
+  steps_bar,
+  talk,
+)
 from launch.stopwatch import Stopwatch
 from tests import tiny
 
@@ -76,6 +85,18 @@ def test_it_tells_how_far_it_is_and_where_the_time_went(
     assert f', {stage} ' in said.out
 
 
+def test_of_long_work_it_tells_soon(monkeypatch, capsys):
+  now = iter(range(0, 9000, 40))  # A step takes 40 s.
+  clock = types.SimpleNamespace(monotonic=lambda: next(now))
+  monkeypatch.setattr(steps_bar, 'time', clock)
+  with steps_bar.StepsBar('a/o.mp4', 100) as advance:
+    for _ in range(13):
+      advance()
+  said = capsys.readouterr().err.splitlines()
+  assert said[0] == 'o.mp4: step 2/100, 3920 s left'
+  assert said[-1] == 'o.mp4: step 13/100, 3480 s left'
+
+
 def test_it_plays_while_it_is_being_made(
   sample, wav, face, tmp_path, capsysbinary
 ):
@@ -133,6 +154,8 @@ def test_settings_out_of_range_are_one_line(sample, wav, tmp_path, one_error):
       ['--solver=rk4'],
       '--solver=rk4: there is no such solver; give one of eul',
     ),
+    (['--seed=-1'], '--seed=-1: must lie between 0 and 2147483647'),
+    ([f'--seed={2**70}'], f'--seed={2**70}: must lie between 0'),
     (['--negative_text=a'], '--negative_text: has no effect without guidance'),
     (['--skip_cfg=1', '--skip_blocks=2'], '--skip_blocks: there is no block 2'),
   ):
@@ -146,6 +169,8 @@ def damaged(tmp_path):
   good = tmp_path / 'good.wav'
   soundfile.write(good, tiny.speech(1), 16000)
   soundfile.write(tmp_path / 'silent.wav', np.zeros(16000), 16000)
+  nan = np.full(16000, np.nan, np.float32)
+  soundfile.write(tmp_path / 'nan.wav', nan, 16000, subtype='FLOAT')
   (tmp_path / 'empty.wav').touch()
   (tmp_path / 'corrupt.wav').write_bytes(bytes(range(256)) * 40)
   (tmp_path / 'header.wav').write_bytes(good.read_bytes()[:44])
@@ -157,6 +182,7 @@ def damaged(tmp_path):
     ('empty.wav', 'is empty (0 bytes); copy it again'),
     ('corrupt.wav', 'is not media that can be decoded; re-encode it'),
     ('header.wav', 'no sound can be decoded; re-encode it'),
+    ('nan.wav', 'has samples that are no numbers; write it anew'),
     ('silent.wav', 'is silent, nothing to speak; give another sound'),
     ('mute.mp4', 'has no audio; give a file with sound'),
     ('picture.png', 'has no audio; give a file with sound'),
@@ -292,6 +318,8 @@ def test_flags_that_do_not_fit_together(sample, wav, tmp_path, one_error):
     ([f'--audio={wav}', f'--manifest={manifest}'], 'give either'),
     ([f'--audio={wav}', '--text_to_speech=a'], 'give either'),
     ([f'--manifest={manifest}', '--stream=-'], '--stream shows one video'),
+    ([f'--audio={wav}', f'--stream={tmp_path}'], 'cannot be written (Is a d'),
+    ([f'--audio={wav}', f'--stream={tmp_path}/no/x'], 'no/x: cannot be writ'),
     (['--request=a'], '--request: needs --script_endpoint, or $OPENAI'),
     (['--text_to_speech=a', '--speech_engine=say'], '--speech_engine=say: giv'),
     ([f'--manifest={manifest}', '--text=red'], '--text goes with --audio'),
