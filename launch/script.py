@@ -21,6 +21,7 @@ URL, MODEL, KEY = 'OPENAI_BASE_URL', 'OPENAI_MODEL', 'OPENAI_API_KEY'
 SENTENCES = ('appearance', 'bearing', 'background', 'shot')
 LONGEST = {'script': 4000} | dict.fromkeys(SENTENCES, 500)
 REPLY_BYTES = 1 << 20
+FORMAT = 'response_format'
 ASK = """\
 You prepare a video of one person who speaks to the camera. Answer with one JSON
 object and nothing else. Its keys, each a string:
@@ -107,11 +108,16 @@ class Endpoint:
       ) from error
 
   def _ask(self, messages):
-    body = {
-      'model': self.model,
-      'messages': messages,
-      'response_format': {'type': 'json_object'},
-    }
+    body = {'model': self.model, 'messages': messages}
+    try:
+      return self._post(body | {FORMAT: {'type': 'json_object'}})
+    except _HttpError as error:
+      # Some servers know of no format, or of others only.
+      if error.status not in (400, 422) or FORMAT not in str(error):
+        raise
+    return self._post(body)
+
+  def _post(self, body):
     headers = {'Content-Type': 'application/json'}
     if self.key:
       headers['Authorization'] = f'Bearer {self.key}'
@@ -126,7 +132,7 @@ class Endpoint:
       return str(answer['choices'][0]['message']['content'])
     except urllib.error.HTTPError as error:
       said = ' '.join(error.read(300).decode(errors='replace').split())
-      raise UserError(f'{self.url}: answers {error.code} {said}') from error
+      raise _HttpError(self.url, error.code, said) from error
     except (OSError, http.client.HTTPException) as error:
       why = getattr(error, 'reason', None) or error
       raise UserError(
@@ -137,6 +143,12 @@ class Endpoint:
         f'{self.url}: the answer is no chat completion; the address ends in /v1 '
         'for most servers'
       ) from error
+
+
+class _HttpError(UserError):
+  def __init__(self, url, status, said):
+    super().__init__(f'{url}: answers {status} {said}')
+    self.status = status
 
 
 def get_endpoint(url: str = '', model: str = '') -> Endpoint | None:
@@ -166,9 +178,12 @@ def get_endpoint(url: str = '', model: str = '') -> Endpoint | None:
 def parse(answer: str) -> Script:
   """The script in an answer, with or without a fence around its JSON.
 
+  What a model thinks aloud before it is passed over.
+
   Raises:
     ValueError: in words that the writer understands, too.
   """
+  answer = answer.rpartition('</think>')[2]
   start, end = answer.find('{'), answer.rfind('}')
   try:
     row = json.loads(answer[start : end + 1])

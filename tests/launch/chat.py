@@ -18,7 +18,8 @@ class Chat:
 
   Attributes:
     url: Its address.
-    answers: Each a string (the content), or an int (an HTTP status).
+    answers: Each a string (the content), an int (an HTTP status), or a tuple
+      of a status and what is said with it.
     asked: The bodies of the requests.
     headers: And their headers.
   """
@@ -35,6 +36,8 @@ class Chat:
         answer = chat.answers.pop(0)
         status = answer if isinstance(answer, int) else 200
         body = f'no\n{status}'
+        if isinstance(answer, tuple):
+          status, body = answer
         if isinstance(answer, str):
           message = {'role': 'assistant', 'content': answer}
           body = json.dumps({'choices': [{'message': message}]})

@@ -86,3 +86,16 @@ def test_where_it_is_comes_from_flags_or_the_environment(monkeypatch):
   monkeypatch.setenv(script.KEY, 'k')
   assert script.get_endpoint() == script.Endpoint('https://b/v1', 'n', 'k')
   assert script.get_endpoint('http://a', 'm').url == 'http://a'
+
+
+def test_a_server_without_that_format_and_a_model_that_thinks(chat):
+  endpoint = script.Endpoint(chat.url, 'm')
+  no = '{"error": "response_format.type must be json_schema or text"}'
+  thought = f'<think>{{"script": 1}} or {{}}?</think>{chat.good(script="Hi.")}'
+  chat.answers += [(400, no), thought]
+  assert endpoint.write('greet').script == 'Hi.'
+  formats = ['response_format' in asked for asked in chat.asked]
+  assert formats == [True, False]
+  chat.answers += [(400, 'no such model')]
+  with pytest.raises(UserError, match='answers 400 no such model'):
+    endpoint.write('greet')
