@@ -2,7 +2,6 @@
 
 import base64
 import io
-import shutil
 import time
 
 import numpy as np
@@ -14,24 +13,19 @@ from launch import generate, media
 from launch.serve_jobs import Limits
 from tests import tiny
 
-webdriver = pytest.importorskip('selenium.webdriver', reason='needs selenium')
+pytest.importorskip('selenium.webdriver', reason='needs selenium')
 pytest.importorskip('uvicorn', reason='needs the serve extra')
 pytest.importorskip('fastapi', reason='needs the serve extra')
 
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
-from launch import serve_facts, talk  # noqa: E402
-from launch.settings import USUAL  # noqa: E402
-from tests.launch.http_server import Server  # noqa: E402
+from launch import serve_facts, talk
+from launch.settings import USUAL
+from tests.launch import browser
+from tests.launch.http_server import Server
 
-PROGRAMS = shutil.which('chromium'), shutil.which('chromedriver')
-pytestmark = [
-  pytest.mark.full,
-  pytest.mark.skipif(
-    None in PROGRAMS, reason='needs chromium and chromium-driver of Debian'
-  ),
-]
+pytestmark = [pytest.mark.full, browser.NEEDED]
 PATIENCE = 900  # Seconds; a browser is slow where the CPU is shared.
 LIMITS = Limits(seconds=20, letters=60)
 
@@ -81,21 +75,7 @@ def page(tmp_path, chat):
   facts = serve_facts.facts(Model(), Studio(), LIMITS)
   endpoint = Endpoint(chat.url, 'm')
   server = Server(tmp_path / 'jobs', work, LIMITS, facts, endpoint)
-  options = webdriver.ChromeOptions()
-  options.binary_location = PROGRAMS[0]
-  options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-  for flag in (
-    'headless=new',
-    'no-sandbox',
-    'disable-gpu',
-    'disable-dev-shm-usage',
-    'window-size=1400,1200',
-    'use-fake-ui-for-media-stream',
-    'use-fake-device-for-media-stream',
-  ):
-    options.add_argument(f'--{flag}')
-  service = webdriver.ChromeService(PROGRAMS[1])
-  driver = webdriver.Chrome(options, service)
+  driver = browser.start()
   driver.get(server.url)
   yield Page(driver)
   driver.quit()
