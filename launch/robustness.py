@@ -124,7 +124,12 @@ class Study:
       checkpoint=_CLIPS.checkpoint,
       size=self.size,
       seed=_CLIPS.seed,
-      sampling=_SAMPLING.changed(),
+      sampling=_SAMPLING.changed()
+      | {
+        'weights': bundle.digest(
+          {'vae': weights.vae, 'dit': weights.dit or {}}
+        ),
+      },
     )
     self.mesh = faces.default_mesh()
     self.generator = Generator(weights, _CLIPS.checkpoint, _SAMPLING.quantised)

@@ -107,7 +107,12 @@ class Sweep:
       checkpoint=_CLIPS.checkpoint,
       size=self.size,
       seed=_CLIPS.seed,
-      sampling={'cache': _CACHE.value},
+      sampling={
+        'cache': _CACHE.value,
+        'weights': bundle.digest(
+          {'vae': weights.vae, 'dit': weights.dit or {}}
+        ),
+      },
     )
     self.generator = Generator(weights)
     self.rebuild = evaluation.make_rebuild(weights)

@@ -217,3 +217,15 @@ def test_music_has_the_length_and_is_no_silence():
   assert wave.shape == (40_000,) and wave.dtype == np.float32
   assert np.abs(wave).max() == pytest.approx(0.3, abs=1e-3)
   assert all(power(part) > 1e-5 for part in np.split(wave, 5))
+
+
+def test_other_weights_of_the_same_name_are_another_run(
+  robustness, one_error, monkeypatch
+):
+  assert robustness('--nospoken', '--long=0') == 0
+  other = bundle.Bundle(
+    {'data': {'size': SIZE}}, {'kernel': np.ones(1, np.float32)}, {}
+  )
+  monkeypatch.setattr(bundle, 'load', lambda path: other)
+  assert robustness('--nospoken', '--long=0') == 1
+  assert 'give another --out or remove it' in one_error()

@@ -95,3 +95,15 @@ def test_another_seed_is_another_sweep(sweep, one_error):
   assert sweep('--steps=2', '--audio_cfgs=1', '--limit=2') == 0
   assert sweep('--steps=2', '--audio_cfgs=1', '--limit=2', '--seed=1') == 1
   assert 'give another --out or remove it' in one_error()
+
+
+def test_other_weights_of_the_same_name_are_another_run(
+  sweep, one_error, monkeypatch
+):
+  assert sweep('--steps=2', '--audio_cfgs=1', '--limit=2') == 0
+  other = bundle.Bundle(
+    {'data': {'size': SIZE}}, {'kernel': np.ones(1, np.float32)}, {}
+  )
+  monkeypatch.setattr(bundle, 'load', lambda path: other)
+  assert sweep('--steps=2', '--audio_cfgs=1', '--limit=2') == 1
+  assert 'give another --out or remove it' in one_error()
