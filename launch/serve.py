@@ -21,6 +21,7 @@ import contextlib
 import dataclasses
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 from typing import Any
@@ -114,7 +115,9 @@ def main(_: list[str]) -> None:
       socket.listen()  # Who comes before the server runs has to wait a moment.
       port = socket.getsockname()[1]
       print(f'open http://{_HOST.value}:{port}', flush=True)
-      with contextlib.suppress(KeyboardInterrupt):  # It has closed by then.
+      # Of a signal, too, nothing of the clients stays: by then it has closed.
+      signal.signal(signal.SIGTERM, signal.default_int_handler)
+      with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[socket])
       board.close()
     finally:

@@ -1,6 +1,7 @@
 """python -m launch.serve, but for the waiting."""
 
 import pathlib
+import signal
 import sys
 import tempfile
 
@@ -29,13 +30,18 @@ def test_it_serves_what_its_flags_say_and_cleans_up(
       form = {'text_to_speech': 'a', 'text': 'x' * 99}
       found['refused'] = client.post('/api/jobs', data=form)
     sockets[0].close()
-    raise KeyboardInterrupt  # As uvicorn does after a Ctrl-C.
+    # Uvicorn raises a signal that has ended it anew.
+    found['ends'] = signal.getsignal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGINT)
 
   monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
   monkeypatch.setattr(faces, 'default_mesh', lambda: 'mesh')
   monkeypatch.setattr(uvicorn.Server, 'run', run)
+  before = signal.getsignal(signal.SIGTERM)
   flags = [f'--checkpoint={tiny_file}', f'--speech_engine={talker}']
   assert binary('serve')(*flags, '--port=0', '--seconds=3', '--queue=2') == 0
+  signal.signal(signal.SIGTERM, before)
+  assert found['ends'] is signal.getsignal(signal.SIGINT)
   assert capsys.readouterr().out == f'open http://127.0.0.1:{found["port"]}\n'
   assert found['size'] == 16 and found['text_length'] == 8
   # The model's own limits are told at once, too.
