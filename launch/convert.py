@@ -256,13 +256,27 @@ def verify(folder: pathlib.Path) -> int:
   path = folder / convert_job.MANIFEST
   if not path.exists():
     raise UserError(f'{folder}: has no manifest.json: it is not finished')
-  manifest = json.loads(path.read_text())
-  specs, done = convert_job.read_manifest(manifest)
-  if manifest['to'] == 'orbax':
-    sink = convert_sink.OrbaxReader(folder, specs)
-  else:
-    sink = convert_sink.SafetensorsReader(SafetensorsSource(folder).tensors)
-  convert_job.check(specs, done, sink, folder)
+  try:
+    manifest = json.loads(path.read_text())
+    specs, done = convert_job.read_manifest(manifest)
+    target = manifest['to']
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise UserError(
+      f'{path}: is none of launch.convert, or damaged ({error!r})'
+    ) from error
+  try:
+    if target == 'orbax':
+      sink = convert_sink.OrbaxReader(folder, specs)
+    else:
+      sink = convert_sink.SafetensorsReader(SafetensorsSource(folder).tensors)
+    convert_job.check(specs, done, sink, folder)
+  except UserError:
+    raise
+  except Exception as error:  # TensorStore raises its own kinds.
+    said = ' '.join(str(error).split())[:200]
+    raise UserError(
+      f'{folder}: cannot be read back ({said}): copy it again, or convert again'
+    ) from error
   return len(specs)
 
 

@@ -5,7 +5,7 @@ import re
 
 from launch.convert_source import ANY_INDEX, PLAIN
 from launch.convert_torch import BIN, BIN_INDEX, SUFFIXES
-from launch.errors import UserError
+from launch.errors import UserError, disk_is_full
 
 # Where repositories of whole pipelines keep a model, if they do.
 FOLDERS = {
@@ -14,7 +14,12 @@ FOLDERS = {
   't5': 'text_encoder',
 }
 DIT = 'dit.safetensors'  # Genmo's transformer, beside its VAE's two files.
+GENMO = {
+  'mochi': (DIT,),
+  'mochi_vae': ('encoder.safetensors', 'decoder.safetensors'),
+}
 FILES = ('.safetensors', *SUFFIXES)
+_INDEX = re.compile(r'(.*)\.safetensors\.index(\.[\w-]+)?\.json$')
 _ID = re.compile(r'^\w[\w.-]*/\w[\w.-]*(/[\w.-]+)*$')
 
 
@@ -29,7 +34,8 @@ def download(
   """Downloads what a conversion needs, into the hub's cache; resumes.
 
   Args:
-    text: owner/name, with a folder or a file in it after that if wanted.
+    text: owner/name, with a folder, a file or an index in it after that if
+      wanted.
     kind: the value of --from.
     endpoint: of the hub; its own default if None.
     cache: folder of the cache; the hub's own default if None.
@@ -41,9 +47,12 @@ def download(
     UserError: the hub cannot be reached, or has no such thing.
   """
   import huggingface_hub
+  from huggingface_hub.utils import logging
 
   owner, name, *inside = text.split('/')
   repo, inside = f'{owner}/{name}', '/'.join(inside)
+  said = logging.get_verbosity()
+  logging.set_verbosity_error()  # It tells of each time that it tries again.
   try:
     api = huggingface_hub.HfApi(endpoint=endpoint)
     wanted = choose(api.list_repo_files(repo), inside, kind, text)
@@ -56,14 +65,23 @@ def download(
   except UserError:
     raise
   except Exception as error:  # Of its own, of the network's and of the disk's.
-    said = ' '.join(str(error).split())[:200]
+    if disk_is_full(error):
+      raise UserError(
+        f'{text}: the disk of the cache of the hub is full: make room, or put '
+        'the cache elsewhere by HF_HOME, and run the same command: what is '
+        'there is kept'
+      ) from error
+    reason = ' '.join(str(error).split())[:200]
     raise UserError(
       f'{text}: is no local path, and the hub did not give it '
-      f'({type(error).__name__}: {said}): check the name and the network, log in '
+      f'({type(error).__name__}: {reason}): check the name and the network, log in '
       'with `hf auth login` if it is gated, or download it and give the folder'
     ) from error
+  finally:
+    logging.set_verbosity(said)
   first = pathlib.Path(paths[0])
-  return first if inside.endswith(FILES) else first.parent
+  is_file = inside.endswith(FILES) or _INDEX.match(inside)
+  return first if is_file else first.parent
 
 
 def choose(files: list[str], inside: str, kind: str, text: str) -> list[str]:
@@ -72,18 +90,27 @@ def choose(files: list[str], inside: str, kind: str, text: str) -> list[str]:
   Raises:
     UserError: there are no weights where they are looked for.
   """
-  if inside.endswith(FILES):
+  index = _INDEX.match(inside)
+  if inside.endswith(FILES) or index:
     if inside not in files:
       raise UserError(f'{text}: the repository has no such file')
     folder = inside.rpartition('/')[0]
     weights = [inside]
+    if index:
+      # As diffusers names the shards of a variant, and of none.
+      shard = re.escape(f'{index[1]}{index[2] or ""}')
+      shard = re.compile(rf'{shard}-\d{{5}}-of-\d{{5}}\.safetensors$')
+      weights += [f for f in files if shard.match(f)]
   else:
     folder = inside.strip('/')
     usual = FOLDERS.get(kind, '')
     if not folder and any(f.startswith(f'{usual}/') for f in files):
       folder = usual
     here = [f for f in files if f.rpartition('/')[0] == folder]
-    weights = [f for f in here if PLAIN.search(f)]
+    # Genmo's files lie side by side: the other model's are not needed.
+    own = [f'{folder}/{name}'.lstrip('/') for name in GENMO.get(kind, ())]
+    weights = own if own and set(own) <= set(here) else []
+    weights = weights or [f for f in here if PLAIN.search(f)]
     weights = weights or [
       f for f in here if f.endswith('.safetensors') or ANY_INDEX.search(f)
     ]

@@ -52,9 +52,12 @@ def check(
   if not any(kinds.values()):
     return
   wrong = {name for name, _ in misshaped + no_floats}
+  advice = 'use the configuration that made it, or another file.'
+  if no_floats and not missing and not misshaped:
+    advice = f'some are {no_floats[0][1]}: give weights that are not quantised.'
   lines = [
     f'the checkpoint is not {what}: {len(both) - len(wrong)} of {len(want)} '
-    'tensors fit; use the configuration that made it, or another file.'
+    f'tensors fit; {advice}'
   ]
   for kind, items in kinds.items():
     if items:

@@ -1,5 +1,6 @@
 """What is read from a hub, and what is said when there is none."""
 
+import errno
 import http.server
 import json
 import threading
@@ -17,6 +18,11 @@ FILES = {
   'transformer/config.json': b'{"num_layers": 1}',
   'transformer/diffusion_pytorch_model.safetensors': b'weights',
   'transformer/diffusion_pytorch_model.fp16.safetensors': b'half',
+  'sharded/model.bf16-00001-of-00002.safetensors': b'1',
+  'sharded/model.bf16-00002-of-00002.safetensors': b'2',
+  'sharded/model-00001-of-00001.safetensors': b'whole',
+  'sharded/model.safetensors.index.bf16.json': b'{}',
+  'sharded/model.safetensors.index.json': b'{}',
   'vae/config.json': b'{}',
 }
 
@@ -91,6 +97,44 @@ def test_a_file_or_folder_may_be_named(hub, tmp_path):
     convert_hub.download('genmo/mochi/x.safetensors', 't5', hub, str(tmp_path))
 
 
+def test_a_variant_is_had_by_its_index(hub, tmp_path):
+  name = 'sharded/model.safetensors.index.bf16.json'
+  file = convert_hub.download(
+    f'genmo/mochi/{name}', 'mochi', hub, str(tmp_path)
+  )
+  assert file.name == name.split('/')[1]
+  assert sorted(p.name for p in file.parent.iterdir()) == [
+    'model.bf16-00001-of-00002.safetensors',
+    'model.bf16-00002-of-00002.safetensors',
+    file.name,
+  ]
+  plain = name.replace('bf16.', '')
+  got = convert_hub.choose(list(FILES), plain, 'mochi', 'a/b')
+  assert got == [plain, 'sharded/model-00001-of-00001.safetensors']
+
+
+def test_genmo_s_files_are_not_all_downloaded():
+  halves = ['encoder.safetensors', 'decoder.safetensors']
+  files = ['README.md', 'dit.safetensors', *halves]
+  choose = lambda kind, *more: convert_hub.choose(
+    [*files, *more], '', kind, 'a/b'
+  )
+  assert choose('mochi') == ['dit.safetensors']
+  assert choose('mochi_vae') == halves
+  file = 'vae/diffusion_pytorch_model.safetensors'
+  assert choose('mochi_vae', file) == [file]
+
+
+def test_a_full_disk_is_no_fault_of_the_network(hub, tmp_path, monkeypatch):
+  def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr('huggingface_hub.hf_hub_download', full)
+  with pytest.raises(UserError, match='the disk of the cache') as error:
+    convert_hub.download('genmo/mochi', 'mochi', hub, str(tmp_path))
+  assert 'HF_HOME' in str(error.value) and 'network' not in str(error.value)
+
+
 def test_old_repositories_have_torchs_files(hub, tmp_path):
   files = ['config.json', 'flax_model.msgpack', 'pytorch_model.bin']
   got = convert_hub.choose(files, '', 'wavlm', 'a/b')
@@ -111,10 +155,11 @@ def test_no_such_repository(hub, tmp_path):
 
 
 @pytest.mark.full
-def test_a_hub_that_cannot_be_reached(tmp_path):
+def test_a_hub_that_cannot_be_reached(tmp_path, capfd):
   with pytest.raises(UserError, match='the hub did not give it') as error:
     convert_hub.download('a/b', 'mochi', 'http://127.0.0.1:9', str(tmp_path))
   assert '\n' not in str(error.value)
+  assert capfd.readouterr() == ('', '')
 
 
 @pytest.mark.parametrize('text', ['a/b', 'genmo/mochi-1-preview/transformer'])

@@ -117,6 +117,7 @@ def test_quantised_weights(tensors, tmp_path, refused, capsys, dtype):
   said = refused(file)
   assert "the checkpoint is not Mochi's transformer (diffusers layout)" in said
   assert f'{len(tensors) - 1} of {len(tensors)} tensors fit' in said
+  assert f'some are {np.dtype(dtype)}: give weights that are not quan' in said
 
 
 def test_what_differs_is_listed_above(tensors, tmp_path, binary, capsys):

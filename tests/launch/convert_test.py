@@ -266,6 +266,15 @@ def test_it_can_be_verified_later(
   largest.write_bytes(data)
   assert binary('convert')(f'--verify={out}') == 1
   assert 'reads back other than' in one_error()
+  largest.unlink()
+  if target == 'orbax':
+    (largest.parent / '.zarray').unlink()
+  assert binary('convert')(f'--verify={out}') == 1
+  assert f'{out}: ' in one_error()
+  for text in ('{', '[]', '{"tensors": {}}', '{"tensors": {"a": 1}, "to": ""}'):
+    (out / 'manifest.json').write_text(text)
+    assert binary('convert')(f'--verify={out}') == 1
+    assert 'is none of launch.convert, or damaged' in one_error()
   (out / 'manifest.json').unlink()
   assert binary('convert')(f'--verify={out}') == 1
   assert 'it is not finished' in one_error()
