@@ -13,6 +13,8 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
 from absl import flags  # noqa: E402
 import jax  # noqa: E402
 
+from tests.tables import pytest_terminal_summary  # noqa: E402, F401
+
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # Grain reads absl flags when it starts to prefetch.

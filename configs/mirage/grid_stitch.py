@@ -20,7 +20,11 @@ about two steps a second: half an hour in all.
 audio stream by the recipe of `mirage_jax.stitch`: for 100 steps only that
 learns, while its share of attention rises from 0 to 1; then all does. `:naive`
 starts from the same weights and trains all at once, with sound in full from the
-first step. `:scratch` trains all streams together. Another place for the runs is
+first step. `:scratch` trains all streams together, `:single`, which is not in the
+figure, likewise, but for its first 300 steps each sample sees one of its conditions
+only: the recipe for a start without weights. What of all this the paper says and
+what is inferred stands in `mirage_jax/stitch.py`, whose `StitchConfig` has every
+choice as a key of config.stitch. Another place for the runs is
 `:attach,runs=FOLDER`, another seed --config.seed=1. Then, for the lips,
 
   python -m launch.export --workdir runs/stitch/attach --vae runs/vae.safetensors \
@@ -34,7 +38,7 @@ import ml_collections
 from configs import args
 from configs.mirage import grid
 
-VARIANTS = ('silent', 'attach', 'scratch', 'naive')
+VARIANTS = ('silent', 'attach', 'scratch', 'naive', 'single')
 STEPS = 600
 
 
@@ -45,7 +49,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config = grid.dit(f'{parsed.data}/latents', cross=False)
   config.update(
     dict(
-      num_steps=2 * STEPS if variant == 'scratch' else STEPS,
+      num_steps=2 * STEPS if variant in ('scratch', 'single') else STEPS,
       save_every=200,
       eval_every=50,
     )
@@ -58,6 +62,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   if variant in ('attach', 'naive'):
     config.init_from = f'{parsed.runs}/silent'
     config.stitch = stitch(100 if variant == 'attach' else 0)
+  if variant == 'single':
+    config.stitch = dict(single_steps=STEPS // 2)
   return config
 
 
