@@ -25,12 +25,18 @@ figure, likewise, but for its first 300 steps each sample sees one of its condit
 only: the recipe for a start without weights. What of all this the paper says and
 what is inferred stands in `mirage_jax/stitch.py`, whose `StitchConfig` has every
 choice as a key of config.stitch. Another place for the runs is
-`:attach,runs=FOLDER`, another seed --config.seed=1. Then, for the lips,
+`:attach,runs=FOLDER`, another seed --config.seed=1. The autoencoder need not be
+trained: mirage_jax/assets/grid.safetensors is a --vae, too. Then, for the lips,
 
-  python -m launch.export --workdir runs/stitch/attach --vae runs/vae.safetensors \
-      --out runs/stitch/attach.safetensors
-  python -m launch.evaluate --checkpoint runs/stitch/attach.safetensors \
-      --data CLIPS --split split.json --subset val --out out/attach
+  for r in attach/400 attach/600 naive/400 naive/600 scratch/1000 scratch/1200; do
+    python -m launch.export --workdir runs/stitch/${r%/*} --step ${r#*/} \
+        --vae runs/vae.safetensors --out runs/stitch/now.safetensors
+    python -m launch.evaluate --checkpoint runs/stitch/now.safetensors --limit 14 \
+        --data CLIPS --split split.json --subset val --out runs/stitch/scores/$r
+  done
+
+and launch.curves again with --scores runs/stitch/scores. Stitched runs count their
+steps anew: their 400 and 600 are 1,000 and 1,200 in all.
 """
 
 import ml_collections
@@ -56,6 +62,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   config.data.update(dict(num_chunks=1, past=0, text_length=1))
   config.optimizer.warmup_steps = 50
+  # A silent model hears nothing: all runs count errors in the same way.
+  config.flow.update(dict(heard_weight=0.0, channel_weights=()))
   del config.data.drop_past  # There is no past.
   if variant == 'silent':
     del config.model.audio

@@ -49,6 +49,20 @@ def test_all_of_mochi_on_256_devices(binary, mochi, capsys):
   assert copied < 10
 
 
+def test_changes_of_mochi_on_eight_devices(binary, mochi, capsys):
+  """An optimizer of the changes alone: hardly more than the base."""
+  recipe = 'configs/mirage/mirage_10b_lora.py:mochi'
+  assert binary('fits')(f'--config={recipe}', f'--weights={mochi}') == 0
+  first, second = capsys.readouterr().out.splitlines()
+  assert first.endswith('10.023B parameters are taken, 0.000B start anew')
+  devices, held, whole = [float(x) for x in re.findall(r'[\d.]+\d|8', second)][
+    :3
+  ]
+  assert devices == 8
+  assert 10.023 * 4 < whole < 10.023 * 4 * 1.05
+  assert held < 12
+
+
 def test_another_model_is_told_before_a_pod_is_rented(
   binary, mochi, tmp_path, one_error
 ):
