@@ -152,8 +152,10 @@ def _files(path):
 
 def _state_dict(path):
   state = load(path)
-  if isinstance(state, Mapping) and 'state_dict' in state:
-    state = state['state_dict']
+  # As trainers wrap it; HunyuanVideo's own file has `module`.
+  for key in ('state_dict', 'module', 'model'):
+    if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+      state = state[key]
   torch = import_torch()
   if not isinstance(state, Mapping) or not all(
     isinstance(value, torch.Tensor) for value in state.values()

@@ -216,6 +216,14 @@ def test_other_video_models_are_known_by_name():
     assert len(found) == 1 and found[0].startswith(name), (name, found)
 
 
+def test_hunyuan_s_own_file_is_known(convert, tmp_path, one_error):
+  names = 'double_blocks.0.img_attn_qkv.weight', 'single_blocks.0.linear1.bias'
+  file = tmp_path / 'mp_rank_00_model_states.pt'
+  torch.save({'module': {name: torch.zeros(2) for name in names}}, file)
+  assert convert('mochi', 'orbax', file, tmp_path / 'out') == 1
+  assert 'is a HunyuanVideo transformer, not what' in one_error()
+
+
 def test_an_encoder_of_transformers(convert, tmp_path, one_error):
   config = transformers.T5Config(
     vocab_size=20,

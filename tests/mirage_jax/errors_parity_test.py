@@ -1,7 +1,8 @@
-"""The table of errors against diffusers and transformers; `make parity` prints it.
+"""The table of errors against diffusers and transformers.
 
-What they give at toy sizes is kept in `golden.npz` for where they are not
-installed; WRITE_GOLDEN=1 in the environment writes it anew.
+`make parity` prints it, see `tests/tables.py`. What they give at toy sizes is kept
+in `golden.npz` for where they are not installed; WRITE_GOLDEN=1 in the environment
+writes it anew.
 """
 
 from collections.abc import Callable, Iterator
@@ -136,7 +137,7 @@ def errors(got, want) -> tuple[float, float]:
   return float(error), float(error / np.abs(want).max())
 
 
-def test_every_module_and_the_whole(capsys):
+def test_every_module_and_the_whole(record_property):
   lines = ['| module (float32, drawn weights) | max error | relative |']
   lines.append('|---|---|---|')
   wholes = ((f'**{n}**', toys.output(toy(n)), want(n)) for n in toys.TOYS)
@@ -146,8 +147,7 @@ def test_every_module_and_the_whole(capsys):
       error, relative = errors(got, theirs_gave)
       worst = max(worst, relative)
       lines.append(f'| {name} | {error:.1e} | {relative:.1e} |')
-  with capsys.disabled():
-    print('\n' + '\n'.join(lines))
+  record_property('table', '\n'.join(lines))
   assert worst <= 1e-5
   assert len(lines) > 80
 
@@ -175,7 +175,8 @@ def test_bfloat16_errs_no_more_than_torch_does(name, record_property):
   noise = np.sqrt(np.mean((want(name, torch.bfloat16) - exact) ** 2))
   got = toys.output(toy(name), dtype='bfloat16')
   error = np.sqrt(np.mean((got - exact) ** 2))
-  record_property('ratio', float(error / noise))
+  said = f'{name}, bfloat16: RMS error {error:.1e}, torch has {noise:.1e}'
+  record_property('table', f'{said}, {error / noise:.2f} times that')
   assert 0 < error <= 1.25 * noise
 
 

@@ -10,13 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from mirage_jax import config, dit, mochi_weights
+from mirage_jax import config, dit, embed, mochi_weights
 from mirage_jax.encoders import names
 from tests.mirage_jax import foreign_toys as toys
 
 REASON = 'parity with the original needs the `convert` extra'
 torch = pytest.importorskip('torch', reason=REASON)
 diffusers = pytest.importorskip('diffusers', reason=REASON)
+embeddings = pytest.importorskip('diffusers.models.embeddings', reason=REASON)
 single_file = pytest.importorskip(
   'diffusers.loaders.single_file_utils', reason=REASON
 )
@@ -145,6 +146,18 @@ def test_velocity_equals_diffusers(theirs, inputs):
   got = np.asarray(run(convert(model), inputs))
   for a, b in zip(got, want, strict=True):  # full, part and empty text
     assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
+
+
+def test_noise_levels_turn_as_theirs():
+  """To the bit, but where torch's exponential is the wrong neighbour."""
+  times = torch.tensor([13.0, 300.0, 700.0, 987.0])
+  want = embeddings.get_timestep_embedding(
+    times, embed.SIGMA_CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=0
+  ).numpy()
+  angles = times.numpy()[:, None] * embed.rates()[None]
+  got = np.concatenate([np.cos(angles), np.sin(angles)], -1)
+  assert (np.abs(got - want) > 1e-6).mean() < 0.02
+  np.testing.assert_allclose(got, want, atol=4e-5)
 
 
 def test_the_comparison_can_fail(theirs, inputs):
