@@ -84,7 +84,7 @@ def loss(
   points: Float[Array, 'B N F Y X C'],
   cond: Mapping[str, Array],
   sigmas: Sequence[float],
-  motion: float = 0.0,
+  path: config_lib.FlowConfig,
 ) -> tuple[Float[Array, ''], Float[Array, 'K']]:
   """How far the student's steps lead from the teacher's trajectory.
 
@@ -93,7 +93,7 @@ def loss(
     points: The trajectory at the N = K + 1 student's noise levels.
     cond: Conditions, see `dit.Mirage`.
     sigmas: The N noise levels.
-    motion: How much more places count that move, see `flow.motion_weights`.
+    path: How much places and channels count, see `flow.error_weights`.
 
   Returns:
     The mean squared error of the velocity, and that of each of the K steps.
@@ -114,6 +114,6 @@ def loss(
   }
   predicted = student(starts, levels, conds).astype(jnp.float32)
   error = jnp.square(predicted.reshape(target.shape) - target)
-  error = error * flow.motion_weights(points[:, -1], motion)[:, None]
+  error = error * flow.error_weights(points[:, -1], path)[:, None]
   each = error.mean((0, 2, 3, 4, 5))
   return each.mean(), each

@@ -64,7 +64,7 @@ class Task:
       points,
       cond,
       distil.student_sigmas(self.cfg, self.path),
-      self.path.motion_weight,
+      self.path,
     )
     return loss, {'loss_first': each[0], 'loss_last': each[-1]}
 

@@ -151,8 +151,10 @@ def make(config: Mapping[str, Any]) -> train_lib.Experiment:
   batch = abstract_batch(config, size)
   patches = batch['video'].shape[1:4]
   tokens = patches[0] * patches[1] * patches[2] // model.cfg.patch_size**2
-  plain = dict.fromkeys(('motion_weight', *config_lib.DROPS), 0.0)
-  whole = dataclasses.replace(cfg, **plain)
+  plain = dict.fromkeys(
+    ('motion_weight', 'heard_weight', *config_lib.DROPS), 0.0
+  )
+  whole = dataclasses.replace(cfg, channel_weights=(), **plain)
   held_out = dataclasses.replace(source, augment=False)
   how = dict(model=model, stitch=stitch, lora=lora)
   parts = dict(names=tuple(batch), extra=tuple(s.name for s in model.cfg.extra))

@@ -107,13 +107,54 @@ def drop_conditions(
   return result
 
 
-def motion_weights(
-  video: Float[Array, 'B F Y X C'], motion: float
-) -> Float[Array, 'B 1 Y X 1']:
-  """1 + motion * (a place's deviation over time / its mean), with mean 1."""
-  deviation = video.std(1).mean(-1)
-  relative = deviation / (deviation.mean((1, 2), keepdims=True) + 1e-6)
-  return ((1.0 + motion * relative) / (1.0 + motion))[:, None, :, :, None]
+def error_weights(
+  video: Float[Array, 'B F Y X C'],
+  cfg: config.FlowConfig,
+  heard: Float[Array, 'B F Y X C'] | None = None,
+) -> Float[Array, 'B 1 Y X C']:
+  """How much each place and each channel of a sample counts, to a mean of 1.
+
+  Args:
+    video: What is learned. A place counts by its deviation over time.
+    cfg: By how much; its `channel_weights` also weigh the channels' shares in
+      what a place deviates and hears.
+    heard: What sound changes in the prediction, for `heard_weight`. A place
+      counts by its square; if sound changes nothing, all count less.
+
+  Raises:
+    ValueError: there are not as many channel_weights as channels.
+  """
+  count = video.shape[-1]
+  channels = jnp.array(cfg.channel_weights or (1.0,) * count)
+  if len(channels) != count:
+    raise ValueError(
+      f'channel_weights has {len(channels)} numbers, latents have {count} '
+      'channels: take the line that launch.export printed for their VAE.'
+    )
+  channels = (channels / channels.mean()).reshape(1, 1, 1, 1, -1)
+  places = 1.0 + cfg.motion_weight * _relative(
+    (video.std(1) * jnp.sqrt(channels[0])).mean(-1)
+  )
+  if heard is not None:
+    share = _relative((jnp.square(heard) * channels).mean((1, 4)))
+    places = places + cfg.heard_weight * share
+  places = places / (1.0 + cfg.motion_weight + cfg.heard_weight)
+  return places[:, None, :, :, None] * channels
+
+
+def _relative(places):
+  """[B Y X] over its mean."""
+  return places / (places.mean((1, 2), keepdims=True) + 1e-6)
+
+
+def _heard(apply, noisy, sigma, cond, predicted, cfg):
+  """The part of a prediction that is there for its sound; None if not asked."""
+  if not cfg.heard_weight or 'audio' not in cond:
+    return None
+  none = jnp.zeros(len(sigma), bool)
+  silent = {**cond, 'audio_mask': tokens.hidden(cond, 'audio', none)}
+  change = predicted - apply(noisy, sigma, silent)
+  return jax.lax.stop_gradient(change.astype(jnp.float32))
 
 
 def loss(
@@ -159,9 +200,11 @@ def score(
 ) -> tuple[Float[Array, ''], dict[str, Array]]:
   """`loss` of what `draw` gave, or of some rows of it."""
   video, sigma, noise = rows['video'], rows['sigma'], rows['noise']
-  predicted = apply(interpolate(video, noise, sigma), sigma, rows['cond'])
+  noisy, cond = interpolate(video, noise, sigma), rows['cond']
+  predicted = apply(noisy, sigma, cond)
+  heard = _heard(apply, noisy, sigma, cond, predicted, cfg)
   error = predicted.astype(jnp.float32) - velocity(video, noise)
-  error = jnp.square(error) * motion_weights(video, cfg.motion_weight)
+  error = jnp.square(error) * error_weights(video, cfg, heard)
   losses = jnp.mean(error, axis=range(1, video.ndim))
   if cfg.full_weight_from:
     losses *= jnp.minimum(sigma / cfg.full_weight_from, 1) ** 2

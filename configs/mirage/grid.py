@@ -47,6 +47,10 @@ import ml_collections
 
 from configs import args
 
+# Of the shipped autoencoder, as launch.export printed them.
+CHANNEL_WEIGHTS = (0.36, 0.9, 6.29, 5.86, 0.45, 0.44, 3.67, 0.28)
+CHANNEL_WEIGHTS += (0.84, 0.65, 0.73, 2.38, *(0.1,) * 12)
+
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """`grid.py:vae` or `grid.py:dit`, with `data=FOLDER` of prepared shards."""
@@ -132,6 +136,8 @@ def dit(folder: str, cross: bool) -> ml_collections.ConfigDict:
         schedule='linear_quadratic',
         full_weight_from=0.3,
         motion_weight=4.0,
+        heard_weight=8.0,
+        channel_weights=CHANNEL_WEIGHTS,
         drop_text=0.1,
         drop_audio=0.1,
         drop_reference=0.1,

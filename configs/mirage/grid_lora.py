@@ -42,6 +42,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config = grid.dit(f'{parsed.data}/latents', cross=False)
   config.update(dict(num_steps=300, save_every=100, eval_every=100))
   config.init_from = parsed.weights
+  del config.flow.heard_weight  # A run of the network a step less.
   config.lora = dict(rank=8, alpha=8.0, targets=TARGETS[parsed.variant])
   # Changes bear a higher rate than weights, and should stay small.
   config.optimizer = dict(

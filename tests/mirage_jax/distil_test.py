@@ -18,6 +18,8 @@ CFG = distil.DistilConfig(Guidance(audio=WEIGHT), (40, 52, 58))
 STOPS = distil.stops(CFG, 64)
 SIGMAS = TABLE[np.array(STOPS)]
 NOISE = jax.random.normal(jax.random.key(0), (3, 2, 2, 2, 1))
+PLAIN = config.FlowConfig()
+WEIGHED = config.FlowConfig(motion_weight=1.0)
 COND = {'audio': jnp.zeros((3, 4, 1)), 'audio_mask': jnp.ones((3, 4), bool)}
 
 
@@ -82,10 +84,10 @@ def test_the_loss_is_zero_at_the_flows_map_and_nowhere_near(points):
   ]
   params = jnp.array(fit, jnp.float32).T
   bind = lambda p: functools.partial(student, p)
-  total, each = distil.loss(bind(params), points, COND, SIGMAS)
+  total, each = distil.loss(bind(params), points, COND, SIGMAS, PLAIN)
   assert total < 1e-6 and each.shape == (4,)
   off = params + jnp.array([[0.0], [1.0]]) * jnp.array([0.1, 0, 0, 0.2])[None]
-  total, each = distil.loss(bind(off), points, COND, SIGMAS)
+  total, each = distil.loss(bind(off), points, COND, SIGMAS, PLAIN)
   np.testing.assert_allclose(each, [0.01, 0, 0, 0.04], atol=1e-4)
   np.testing.assert_allclose(total, each.mean(), rtol=1e-6)
 
@@ -103,7 +105,7 @@ def test_four_steps_of_the_trained_student_reach_the_teachers_end(points):
 
     def loss_fn(params):
       bound = functools.partial(student, params)
-      return distil.loss(bound, path, COND, SIGMAS, motion=1.0)[0]
+      return distil.loss(bound, path, COND, SIGMAS, WEIGHED)[0]
 
     loss, grads = jax.value_and_grad(loss_fn)(params)
     updates, state = tx.update(grads, state)

@@ -136,7 +136,8 @@ def test_places_that_move_count_more_and_the_mean_is_one():
   video = np.zeros((2, 6, 4, 4, 3), np.float32)
   video[:, :, 1, 2] = rng.normal(size=(2, 6, 3))
   video[0] += 5.0  # A level is no motion.
-  weights = np.asarray(flow.motion_weights(jnp.asarray(video), 3.0))
+  cfg = config.FlowConfig(schedule='uniform', motion_weight=3.0)
+  weights = np.asarray(flow.error_weights(jnp.asarray(video), cfg))
   np.testing.assert_allclose(weights.mean((1, 2, 3, 4)), 1, rtol=1e-4)
   np.testing.assert_allclose(
     weights[:, 0, 1, 2, 0], (1 + 3 * 16) / 4, rtol=1e-4
@@ -147,11 +148,97 @@ def test_places_that_move_count_more_and_the_mean_is_one():
     sigma = sigma[:, None, None, None, None]
     return ((video - x) / sigma).at[:, :, *place].add(1.0)
 
-  cfg = config.FlowConfig(schedule='uniform', motion_weight=3.0)
   for place, weight in (((1, 2), 49 / 4), ((0, 0), 1 / 4)):
     off = functools.partial(apply, place=place)
     loss, _ = flow.loss(off, jnp.asarray(video), {}, KEY, cfg)
     np.testing.assert_allclose(loss, weight / 16, rtol=1e-3)
+
+
+def test_channels_count_by_their_weights_in_the_error_and_in_what_moves():
+  rng = np.random.default_rng(0)
+  video = np.zeros((2, 6, 4, 4, 2), np.float32)
+  video[:, :, 1, 2, 0] = rng.normal(size=(2, 6))
+  video[:, :, 3, 3, 1] = 100 * rng.normal(size=(2, 6))  # It does not count.
+  cfg = config.FlowConfig(
+    schedule='uniform', motion_weight=3.0, channel_weights=(6.0, 0.0)
+  )
+  weights = np.asarray(flow.error_weights(jnp.asarray(video), cfg))
+  np.testing.assert_allclose(weights[..., 1], 0)
+  np.testing.assert_allclose(weights.mean((1, 2, 3, 4)), 1, rtol=1e-4)
+  want = np.full((4, 4), 2 / 4)
+  want[1, 2] = 2 * (1 + 3 * 16) / 4
+  np.testing.assert_allclose(weights[0, 0, ..., 0], want, rtol=1e-4)
+
+  def apply(x, sigma, cond):  # The truth, off by 1 in the first channel.
+    sigma = sigma[:, None, None, None, None]
+    return ((video - x) / sigma).at[..., 0].add(1.0)
+
+  loss, _ = flow.loss(apply, jnp.asarray(video), {}, KEY, cfg)
+  np.testing.assert_allclose(loss, 1, rtol=1e-3)
+
+
+def test_places_that_sound_changes_count_more_by_its_square():
+  video = jnp.zeros((2, 3, 4, 4, 2))
+  change = np.zeros((4, 4, 1), np.float32)
+  change[2, 1], change[0, 3] = 2.0, 1.0
+  cond = {
+    'audio': jnp.zeros((2, 5, 1)),
+    'audio_mask': jnp.array([[True] * 5, [False] * 5]),
+  }
+
+  def apply(x, sigma, cond):  # Off by 1 everywhere, and by what it hears.
+    there = cond['audio_mask'].any(1).reshape(-1, 1, 1, 1, 1)
+    truth = (video - x) / sigma.reshape(-1, 1, 1, 1, 1)
+    return truth + 1 + there * change[None, None]
+
+  cfg = config.FlowConfig(schedule='uniform', heard_weight=3.0)
+  rows = {
+    'video': video,
+    'sigma': jnp.array([0.5, 0.5]),
+    'noise': jax.random.normal(KEY, video.shape),
+    'cond': cond,
+  }
+  _, parts = flow.score(apply, rows, cfg)
+  share = np.square(change) / np.square(change).mean()
+  want = np.mean((1 + 3 * share) / 4 * np.square(1 + change))
+  # Without sound nothing is heard, and every place counts as the least.
+  np.testing.assert_allclose(parts['loss'], [want, 1 / 4], rtol=1e-4)
+
+
+def test_what_is_heard_only_weighs():
+  video = jnp.ones((1, 2, 2, 2, 1))
+  cond = {'audio': jnp.ones((1, 2, 1)), 'audio_mask': jnp.ones((1, 2), bool)}
+  rows = {
+    'video': video,
+    'sigma': jnp.array([0.5]),
+    'noise': jnp.zeros_like(video),
+    'cond': cond,
+  }
+  cfg = config.FlowConfig(heard_weight=3.0)
+
+  def score(gain, apply):
+    return flow.score(lambda *a: apply(gain, *a), rows, cfg)[0]
+
+  def apply(gain, x, sigma, cond):
+    heard = cond['audio_mask'].any(1).reshape(-1, 1, 1, 1, 1)
+    return gain * heard * jnp.arange(8.0).reshape(1, 2, 2, 2, 1)
+
+  # The gradient is that of squares under fixed weights.
+  share = np.square(np.arange(8.0)).reshape(2, 4).mean(0)
+  weights = np.tile((1 + 3 * share / share.mean()) / 4, 2)
+  steps = np.arange(8.0)
+  want = np.mean(weights * 2 * (0.5 * steps - 1) * steps)
+  got = jax.grad(score)(0.5, apply)
+  np.testing.assert_allclose(got, want, rtol=1e-4)
+
+
+def test_channel_weights_that_do_not_fit_are_refused():
+  cfg = config.FlowConfig(channel_weights=(1.0, 2.0))
+  with pytest.raises(ValueError, match='has 2 numbers, latents have 3'):
+    flow.error_weights(jnp.zeros((1, 2, 2, 2, 3)), cfg)
+  for wrong in ((0.0, 0.0), (1.0, -1.0)):
+    with pytest.raises(ValueError, match='channel_weights'):
+      config.FlowConfig(channel_weights=wrong)
 
 
 def test_the_loss_is_float32_for_a_bfloat16_network():
