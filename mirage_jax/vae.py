@@ -26,7 +26,10 @@ class VaeConfig:
   """Sizes of the autoencoder; the defaults are Mochi 1's (460M parameters).
 
   `*_blocks` and `encoder_attention` list the levels from full resolution to the
-  latent grid, the last entry being the innermost stack.
+  latent grid, the last entry being the innermost stack. `keep_repeats`: the
+  decoder drops the frames that repeat a chunk's first one at its end, as
+  diffusers has it, not after each expansion in time, as Genmo's code does; the
+  weights are the same, the convolutions after an expansion see other frames.
   """
 
   encoder_channels: int = 64
@@ -41,6 +44,7 @@ class VaeConfig:
   norm_groups: int = 32
   head_dim: int = 32
   fourier_features: bool = True
+  keep_repeats: bool = False
   dtype: str = 'float32'
 
   def __post_init__(self):
@@ -192,6 +196,7 @@ class Upsample(nn.Module):
   features: int
   time: int
   space: int
+  keep: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, 'B f y x C']) -> Float[Array, 'B F Y X K']:
@@ -204,7 +209,7 @@ class Upsample(nn.Module):
       h=self.space,
       w=self.space,
     )
-    return x[:, self.time - 1 :]
+    return x if self.keep else x[:, self.time - 1 :]
 
 
 def fourier_features(x: Float[Array, '*B C']) -> Float[Array, '*B K']:
@@ -268,9 +273,12 @@ class Decoder(nn.Module):
     for level in range(len(widths) - 1, 0, -1):
       x = stack(x, level)
       time, space = cfg.time_factors[level - 1], cfg.space_factors[level - 1]
-      x = Upsample(widths[level - 1], time, space, name=f'up{level}')(x)
+      keep, name = cfg.keep_repeats, f'up{level}'
+      x = Upsample(widths[level - 1], time, space, keep, name=name)(x)
     x = nn.silu(stack(x, 0))
     x = nn.Dense(3, dtype=cfg.dtype, name='proj_out')(x)
+    if cfg.keep_repeats:
+      x = x[:, cfg.time_factor - 1 :]
     return x.astype(jnp.float32)
 
 
