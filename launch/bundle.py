@@ -53,6 +53,10 @@ class Bundle:
   stats: Mapping[str, np.ndarray]
   dit: Any = None
 
+  def fingerprint(self) -> str:
+    """Tells these weights from others under the same name."""
+    return digest({'vae': self.vae, 'dit': self.dit or {}})
+
 
 def join(
   vae: Bundle,

@@ -50,7 +50,7 @@ def main(_: list[str]) -> None:
       own_reference=_REFERENCE.value == 'own',
       shuffle_audio=_SHUFFLE_AUDIO.value,
       vae_only=_VAE_ONLY.value,
-      sampling=sampling(),
+      sampling=sampling() | {'weights': weights.fingerprint()},
     )
     evaluation.Evaluation(
       plan,

@@ -124,12 +124,7 @@ class Study:
       checkpoint=_CLIPS.checkpoint,
       size=self.size,
       seed=_CLIPS.seed,
-      sampling=_SAMPLING.changed()
-      | {
-        'weights': bundle.digest(
-          {'vae': weights.vae, 'dit': weights.dit or {}}
-        ),
-      },
+      sampling=_SAMPLING.changed() | {'weights': weights.fingerprint()},
     )
     self.mesh = faces.default_mesh()
     self.generator = Generator(weights, _CLIPS.checkpoint, _SAMPLING.quantised)

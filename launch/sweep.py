@@ -107,12 +107,7 @@ class Sweep:
       checkpoint=_CLIPS.checkpoint,
       size=self.size,
       seed=_CLIPS.seed,
-      sampling={
-        'cache': _CACHE.value,
-        'weights': bundle.digest(
-          {'vae': weights.vae, 'dit': weights.dit or {}}
-        ),
-      },
+      sampling={'cache': _CACHE.value, 'weights': weights.fingerprint()},
     )
     self.generator = Generator(weights)
     self.rebuild = evaluation.make_rebuild(weights)

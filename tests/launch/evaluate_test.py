@@ -64,6 +64,15 @@ def test_autoencoder_alone_from_the_command_line(inputs):
   scores = json.loads((inputs / 'out/scores.json').read_text())
   assert scores['mean']['truth']['face_found'] == 1
   assert 0 < scores['mean']['rebuilt']['psnr_whole_truth'] < 40
+  # Other weights in the same file are another evaluation.
+  weights = bundle.load(inputs / 'vae.safetensors')
+  other = jax.tree.map(lambda x: x + 1, weights.vae)
+  changed = dataclasses.replace(weights, vae=other)
+  bundle.save(inputs / 'vae.safetensors', changed)
+  again = run(inputs, '--vae_only')
+  bundle.save(inputs / 'vae.safetensors', weights)
+  assert again.returncode == 1
+  assert 'give another --out or remove it' in again.stderr
 
 
 def test_autoencoder_alone_must_be_asked_for(inputs):
