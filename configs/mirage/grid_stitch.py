@@ -63,7 +63,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.data.update(dict(num_chunks=1, past=0, text_length=1))
   config.optimizer.warmup_steps = 50
   # A silent model hears nothing: all runs count errors in the same way.
-  config.flow.update(dict(heard_weight=0.0, channel_weights=()))
+  del config.flow.heard_weight, config.flow.channel_weights
   del config.data.drop_past  # There is no past.
   if variant == 'silent':
     del config.model.audio
