@@ -163,6 +163,23 @@ def test_feature_augmentation_keeps_time_and_is_fast():
   assert min(times) < 1e-3
 
 
+def test_pauses_are_sometimes_nothing_at_all():
+  rng = np.random.default_rng(0)
+  wave = 0.001 * rng.standard_normal(32000).astype(np.float32)
+  wave[8000:24000] *= 100
+  tokens = audio.log_mel(wave, 50)
+  nothing = audio.log_mel(np.zeros(640, np.float32), 1)[0]
+  silent = 0
+  for _ in range(200):
+    out = augment.augment_features(tokens, rng)
+    dead = np.isclose(out, nothing, atol=1e-4).all(1)
+    assert not dead[14:36].any()
+    if dead.any():
+      assert dead[:10].all() and dead[-10:].all()
+      silent += 1
+  assert 20 < silent < 60  # 2 of 10
+
+
 def test_feature_warp_moves_a_tone():
   t = np.arange(16000) / audio.RATE
   tone = (0.3 * np.sin(2 * np.pi * 1500 * t)).astype(np.float32)
