@@ -24,7 +24,7 @@ condition can hide behind another while both are weak.
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.traverse_util
 import jax
@@ -48,6 +48,10 @@ class StitchConfig:
     ramp_steps: So many steps, the new streams' share of the others' attention
       rises from 0 to 1; with 0 they count in full at once, and step 0 is not
       the old model any more.
+    ramp: How it rises: 'linear', or 'cosine', slowly at both ends.
+    clip_apart: New streams and old ones clip their own gradients: large ones of
+      the fresh do not make small ones of the trained smaller. Else one norm
+      counts all, also those that are not learning yet.
     copy_clock: New streams with positions take the turns by time that the
       video's tokens have learnt, so that both agree on it.
     factors: Factors of the learning rate by group: a stream's name, 'video' for
@@ -59,11 +63,17 @@ class StitchConfig:
   new: tuple[str, ...] = ()
   warmup_steps: int = 0
   ramp_steps: int = 0
+  ramp: Literal['linear', 'cosine'] = 'linear'
+  clip_apart: bool = True
   copy_clock: bool = True
   factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
   single_steps: int = 0
 
   def __post_init__(self):
+    if self.ramp not in ('linear', 'cosine'):
+      raise ValueError(
+        f"stitch.ramp is 'linear' or 'cosine', not {self.ramp!r}."
+      )
     for name in ('warmup_steps', 'ramp_steps', 'single_steps'):
       if getattr(self, name) < 0:
         raise ValueError(f'stitch.{name} must not be negative.')
@@ -185,6 +195,8 @@ def shares(cfg: StitchConfig, step: Array) -> dict[str, Array]:
   if not cfg.ramp_steps:
     return {}
   share = jnp.clip(jnp.asarray(step, jnp.float32) / cfg.ramp_steps, 0.0, 1.0)
+  if cfg.ramp == 'cosine':
+    share = (1.0 - jnp.cos(jnp.pi * share)) / 2.0
   return {f'{name}_share': share for name in cfg.new}
 
 
@@ -202,18 +214,22 @@ def _one_condition(batch, key, over):
 def optimizer(
   opt: train_step.OptimizerConfig, cfg: StitchConfig, num_steps: int
 ) -> optax.GradientTransformation:
-  """Two optimizers, of what is new and of what waits for it, and factors.
-
-  Each clips its own gradients, so that large ones of fresh streams do not make
-  small ones of trained streams smaller.
-  """
+  """Two optimizers, of what is new and of what waits for it, and factors."""
   tx = train_step.optimizer(opt, num_steps)
   if cfg.new:
-    late = train_step.optimizer(opt, num_steps - cfg.warmup_steps)
-    parts = {'new': tx, 'old': after(late, cfg.warmup_steps)}
+    each = opt
+    if not cfg.clip_apart:
+      each = dataclasses.replace(opt, clip_norm=float('inf'))
+    late = train_step.optimizer(each, num_steps - cfg.warmup_steps)
+    parts = {
+      'new': train_step.optimizer(each, num_steps),
+      'old': after(late, cfg.warmup_steps),
+    }
     tx = optax.multi_transform(
       parts, lambda params: _by_group(params, lambda g: _age(cfg, g))
     )
+    if not cfg.clip_apart:
+      tx = optax.chain(optax.clip_by_global_norm(opt.clip_norm), tx)
   return optax.chain(tx, _scaled(cfg.factors)) if cfg.factors else tx
 
 

@@ -220,6 +220,19 @@ def test_large_slopes_of_the_new_do_not_clip_the_old():
   pulls = (1.0, 1.0, 1.0), (1.0, 100.0, 1.0)
   calm, steep = (run(stitch.optimizer(OPT, cfg, 10), 3, p) for p in pulls)
   np.testing.assert_allclose(calm[3]['out'], steep[3]['out'], rtol=1e-6)
+  # Under one norm they do; and where nothing waits, it is the plain optimizer.
+  one = stitch.StitchConfig(new=('audio',), clip_apart=False)
+  calm, steep = (run(stitch.optimizer(OPT, one, 10), 3, p) for p in pulls)
+  assert np.abs(calm[3]['out'] - steep[3]['out']).max() > 1e-3
+  plain = run(stitch.optimizer(OPT, stitch.StitchConfig(), 10), 3, pulls[1])
+  np.testing.assert_allclose(steep[3]['out'], plain[3]['out'], rtol=1e-6)
+
+
+def test_the_share_rises_as_asked():
+  for ramp, want in (('linear', 0.25), ('cosine', (1 - 0.5**0.5) / 2)):
+    cfg = stitch.StitchConfig(new=('audio',), ramp_steps=4, ramp=ramp)
+    got = [float(stitch.shares(cfg, k)['audio_share']) for k in (0, 1, 2, 4, 9)]
+    np.testing.assert_allclose(got, [0, want, 0.5, 1, 1], atol=1e-6)
 
 
 def test_single_conditions_come_before_the_join():
@@ -301,6 +314,7 @@ def test_the_silent_run_goes_on_as_the_stitched_one(experiments):
     (dict(new=('video',)), 'cannot be new'),
     (dict(new=()), 'name them'),
     (dict(ramp_steps=-1), 'ramp_steps must not be negative'),
+    (dict(ramp='steep'), "ramp is 'linear' or 'cosine', not 'steep'"),
     (dict(factors={'text': -1.0}), 'factors.text must not be negative'),
     (dict(warm_up=3), "'warm_up'; did you mean 'warmup_steps'"),
   ],
