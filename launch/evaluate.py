@@ -23,7 +23,7 @@ from launch import bundle, clip_flags, evaluation, generate, guidance_flags
 from launch.errors import UserError, one_line
 
 _CLIPS = clip_flags.ClipFlags()
-_SAMPLING = guidance_flags.SamplingFlags('num_steps')
+_SAMPLING = guidance_flags.SamplingFlags()
 _TEXT = flags.DEFINE_string('text', '', 'prompt for every clip')
 _REFERENCE = flags.DEFINE_enum(
   'reference', 'other', ['other', 'own'], 'the clip that gives the first frame'

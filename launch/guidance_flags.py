@@ -104,15 +104,12 @@ class SamplingFlags:
   """The flags of a binary that samples: guidance, solver, steps, caching.
 
   Making one defines them, as flags of the binary that does so.
-
-  Args:
-    steps: What the number of steps is called.
   """
 
-  def __init__(self, steps: str = 'steps'):
+  def __init__(self):
     flags.disclaim_key_flags()
     self._steps = flags.DEFINE_integer(
-      steps, settings_lib.STEPS, 'steps for each window', 1
+      'steps', settings_lib.STEPS, 'steps for each window', 1
     )
     self._solver = flags.DEFINE_string(
       'solver',

@@ -125,7 +125,7 @@ def test_evaluate_and_demo_have_the_flags_of_sample(binary):
   with binary('demo').loaded('--steps=9', *given) as demo:
     assert demo._SAMPLING.settings(3) == want
     assert demo._SAMPLING.changed()['skip_blocks'] == '3'
-  with binary('evaluate').loaded('--num_steps=9', *given) as evaluate:
+  with binary('evaluate').loaded('--steps=9', *given) as evaluate:
     assert evaluate._SAMPLING.settings(3) == want
     assert evaluate.sampling()['solver'] == 'dpmpp_2m'
 
