@@ -10,7 +10,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
-from launch import media, sheet
+from launch import media
 from tests import tiny
 from tests.launch import browser
 
@@ -35,9 +35,10 @@ def driver():
   driver.quit()
 
 
-def test_it_is_searched_filtered_and_sorted(driver, tmp_path):
+def test_it_is_searched_filtered_and_sorted(driver, binary, tmp_path):
   one = make_folder(tmp_path / 'one')
-  sheet.write(tmp_path / 'one.html', sheet.read_all([one]))
+  page = tmp_path / 'one.html'
+  assert binary('sheet')(f'--input={one}', f'--out={page}') == 0
   driver.get((tmp_path / 'one.html').as_uri())
   find = lambda name: driver.find_element(By.ID, name)
   shown = lambda: driver.execute_script(
@@ -59,7 +60,8 @@ def test_it_is_searched_filtered_and_sorted(driver, tmp_path):
   script = 'return document.querySelector("video").videoWidth'
   assert driver.execute_script(script) == 32
   two = make_folder(tmp_path / 'two')
-  sheet.write(tmp_path / 'two.html', sheet.read_all([one, two]))
+  page = tmp_path / 'two.html'
+  assert binary('sheet')(f'--input={one},{two}', f'--out={page}') == 0
   driver.get((tmp_path / 'two.html').as_uri())
   boxes = find('groups').find_elements(By.TAG_NAME, 'input')
   boxes[0].click()
