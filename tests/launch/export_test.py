@@ -255,6 +255,7 @@ def tiny_configs(root):
     {k: tuple(v) if isinstance(v, list) else v for k, v in tiny.VAE.items()}
   )
   dit = grid.get_config(f'dit,data={root}')
+  dit.flow.channel_weights = (2.0, 0.5, 0.5)
   dit.update(small | dict(latent_size=(2, 2)))
   dit.optimizer.name = 'adamw'
   dit.data.update(tiny.WINDOW | dict(eval=dit.data.train))
