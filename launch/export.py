@@ -111,8 +111,12 @@ def vae_bundle(
     frames = records[int(i)].get('frames', ())
     if whole := len(frames) // CHUNK * CHUNK:
       parts.append(latents.encode_video(vae, params, unit, frames[:whole]))
-      row, each = frames[None, :CHUNK], jax.random.fold_in(key, int(i))
-      shares.append(visibility.channels(vae, params, unit, row, each))
+      first = (
+        frames[None, :CHUNK],
+        parts[-1][None, : vae.cfg.num_latents(CHUNK)],
+      )
+      each = jax.random.fold_in(key, int(i))
+      shares.append(visibility.channels(vae, params, unit, *first, each))
   if not parts:
     raise UserError(
       f'--clips={clips}: no clip there has {CHUNK} frames; give a folder that '

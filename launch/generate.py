@@ -74,9 +74,7 @@ class Generator:
         f'{name}: its config is of another version ({error}); export it again'
       ) from error
     self._bundle, self._run = bundle, run
-    self._one_by_one = (
-      False  # Whether guidance needs more memory than there is.
-    )
+    self._one_by_one = False  # Whether all branches at once are too large.
     self._vae, self._model = Vae(vae), Mirage(model)
     # Once: as numpy arrays they would go to the device at every step.
     self._params = jax.tree.map(jnp.asarray, bundle.dit)

@@ -25,24 +25,24 @@ def channels(
   params: Any,
   stats: latents.Stats,
   frames: UInt8[Array, 'B N Yp Xp 3'],
+  coded: Float[Array, 'B F Y X C'],
   key: jax.Array,
 ) -> Float[Array, 'C']:
   """Squared change of moving pixels by a unit of each channel, to some scale.
 
-  The diagonal of J^T W J, J the decoder's Jacobian at the latents of `frames`
-  without their first (which holds a single frame) and W the pixels' squared
+  The diagonal of J^T W J, J the decoder's Jacobian at `coded`, the normalised
+  latents of `frames`, without their first (which holds a single frame) and W the pixels' squared
   distances from their means over time; estimated by one random vector for each
   row (Hutchinson). Average over some dozens of rows.
   """
   shape = (1, 1, 1, 1, -1)
   mean, std = (stats[name].reshape(shape) for name in ('mean', 'std'))
   x = latents.to_float(frames)
-  z, _ = vae.apply({'params': params}, x, method='encode')
 
   def decode(z):
     return vae.apply({'params': params}, z * std + mean, method='decode')
 
-  _, pull = jax.vjp(decode, (z - mean) / std)
+  _, pull = jax.vjp(decode, coded)
   moved = jnp.sqrt(jnp.square(x - x.mean(1, keepdims=True)).mean((1, 4)))
   random = jax.random.normal(key, x.shape) * moved[:, None, :, :, None]
   return jnp.square(pull(random)[0][:, 1:]).mean((0, 1, 2, 3))

@@ -7,14 +7,16 @@ import numpy as np
 from mirage_jax import visibility
 
 
+def coded(frames):
+  return np.zeros(frames.shape, np.float32)
+
+
 class Scaled:
   """A decoder that shows the channels, each times a number."""
 
   gains = np.array([3.0, 0.0, 1.0], np.float32).reshape(1, 1, 1, 1, 3)
 
   def apply(self, variables, x, method):
-    if method == 'encode':
-      return x / 2, None
     return x * variables['params'] * self.gains
 
 
@@ -26,7 +28,7 @@ def test_a_channel_counts_by_the_square_of_what_it_moves_in_the_picture():
     'std': np.array([1.0, 9.0, 2.0], np.float32),
   }
   shares = visibility.channels(
-    Scaled(), jnp.float32(0.7), stats, frames, jax.random.key(0)
+    Scaled(), jnp.float32(0.7), stats, frames, coded(frames), jax.random.key(0)
   )
   # Gain times spread, squared: 9, 0 and 4.
   np.testing.assert_allclose(shares / shares.sum(), [9 / 13, 0, 4 / 13], 0.02)
@@ -41,15 +43,15 @@ def test_what_does_not_move_does_not_count():
     """Channel 0 shows in rows that move, channel 2 in those that do not."""
 
     def apply(self, variables, x, method):
-      if method == 'encode':
-        return x, None
       moving = (jnp.arange(4) % 3 > 0)[None, None, :, None, None]
       kinds = jnp.array([1.0, 0.0, 0.0]), jnp.array([0.0, 0.0, 1.0])
       shape = (1, 1, 1, 1, 3)
       a, b = (kind.reshape(shape) for kind in kinds)
       return x * jnp.where(moving, a, b)
 
-  shares = visibility.channels(Rows(), 0.0, stats, frames, jax.random.key(0))
+  shares = visibility.channels(
+    Rows(), 0.0, stats, frames, coded(frames), jax.random.key(0)
+  )
   assert shares[0] > 0 and shares[1] == shares[2] == 0
 
 
