@@ -60,7 +60,8 @@ class Case(NamedTuple):
   Attributes:
     change: wave -> wave.
     late: Frames by which the lips shall be late; None where nobody speaks.
-    frames: 'generated'; or those of the clip, 'real', or also 'rebuilt'.
+    frames: 'generated'; or those of the clip, 'real', or also 'rebuilt'; or of
+      the real ones those with the least sound, 'pauses'.
   """
 
   change: Callable[[Float[np.ndarray, 'S']], Float[np.ndarray, 'S']]
@@ -70,6 +71,7 @@ class Case(NamedTuple):
 
 CASES = {
   'the real clip': Case(lambda wave: wave, frames='real'),
+  'its quiet third': Case(lambda wave: wave, None, frames='pauses'),
   'autoencoder alone': Case(lambda wave: wave, frames='rebuilt'),
   'as recorded': Case(lambda wave: wave),
   'noise, 0 dB': Case(lambda wave: sounds.with_noise(wave, 0)),
@@ -197,6 +199,8 @@ class Study:
       made = clip.frames
     rois = self.mesh.clip_rois(clip.frames)
     truth = clip_scores.look(clip.frames, self.mesh, rois)
+    if case.frames == 'pauses':
+      return robustness_report.pauses(truth, wave)
     seen = clip_scores.look(made, self.mesh, rois[: len(made)])
     found = robustness_report.figures(seen, truth, wave)
     if case.late is not None:

@@ -125,9 +125,11 @@ def _first(face):
 
 
 def summarise(drift: Mapping[str, Any], window: int) -> dict[str, Any]:
-  """Figures for a row: lips in the first window and after it; both ends.
+  """Figures for a row: lips in the first window and after it; ends and trends.
 
-  The beginning begins with the second second: the first one is the measure.
+  A trend is the change a minute of the line of least squares, and its standard
+  error, as if seconds had errors of their own. The beginning begins with the
+  second second: the first one is the measure.
 
   Args:
     drift: as `measure` returns it.
@@ -146,4 +148,10 @@ def summarise(drift: Mapping[str, Any], window: int) -> dict[str, Any]:
     found[f'{name}_begin'] = float(np.mean(curve[:span]))
     found[f'{name}_end'] = float(np.mean(curve[-span:]))
     found[f'{name}_noise'] = drift['noise'][name]
+    if len(curve) > 2:
+      line, covariance = np.polyfit(
+        np.arange(len(curve)) / 60, curve, 1, cov=True
+      )
+      found[f'{name}_trend'] = float(line[0])
+      found[f'{name}_trend_error'] = float(np.sqrt(covariance[0, 0]))
   return found

@@ -51,15 +51,31 @@ def figures(
     wave: the sound of what was made.
   """
   level = loudness.level(wave, len(seen.mouth))
-  shut = np.min(truth.mouth)
-  opening = [np.mean(clip.mouth) - shut for clip in (seen, truth)]
   sharp = [evals_image.sharpness(clip.frames) for clip in (seen, truth)]
   return {
     'face_found': float(seen.found),
     'loudness': evals.pearson(seen.mouth, level),
-    'movement': float(np.std(seen.mouth) / max(np.std(truth.mouth), 1e-9)),
-    'opening': float(opening[0] / max(opening[1], 1e-9)),
+    **_moves(seen.mouth, truth.mouth),
     'sharpness': float(sharp[0] / max(sharp[1], 1e-9)),
+  }
+
+
+def pauses(truth: Look, wave: Float[np.ndarray, 'S']) -> dict[str, float]:
+  """How far a real mouth moves and opens in the least loud third of frames.
+
+  What a mouth made for silence is to be held against: people breathe.
+  """
+  order = np.argsort(loudness.level(wave, len(truth.mouth)), kind='stable')
+  quiet = truth.mouth[order[: -(-len(order) // 3)]]
+  return _moves(quiet, truth.mouth)
+
+
+def _moves(mouth, real):
+  shut = np.min(real)
+  opening = [np.mean(curve) - shut for curve in (mouth, real)]
+  return {
+    'movement': float(np.std(mouth) / max(np.std(real), 1e-9)),
+    'opening': float(opening[0] / max(opening[1], 1e-9)),
   }
 
 
@@ -106,7 +122,17 @@ def markdown(rows: Mapping[str, Mapping[str, Any]], clips: int) -> str:
         f'{row["colour_begin"]:.1f} and {row["colour_end"]:.1f} levels '
         f'({row["colour_noise"]:.1f})'
       )
+    if 'colour_trend' in row:
+      identity, colour = _trend(row, 'identity'), _trend(row, 'colour')
+      notes.append(
+        f'{name}: a minute adds {identity} dB of identity, {colour} levels of '
+        'colour (+- standard errors)'
+      )
   return '\n'.join([*lines, '', NOTE.format(clips=clips), *notes]) + '\n'
+
+
+def _trend(row, name):
+  return f'{row[f"{name}_trend"]:+.1f} +- {row[f"{name}_trend_error"]:.1f}'
 
 
 def save_drift(path: str | os.PathLike, drift: Mapping[str, Any]) -> None:

@@ -98,6 +98,8 @@ def test_a_row_for_every_sound(robustness, tmp_path, capsys):
   assert rows['as recorded']['movement'] == pytest.approx(0.9, abs=0.05)
   assert rows['one second']['mouth_correlation'] > 0.95
   assert rows['silence']['movement'] == 0 >= rows['silence']['opening'] > -0.1
+  pauses = rows['its quiet third']
+  assert 0 < pauses['movement'] < 0.5 and 0 <= pauses['opening'] < 0.5
   assert rows['silence']['loudness'] == 0 < 0.5 < rows['music']['loudness']
   assert 'lag' not in rows['silence'] and 'lag' not in rows['music']
   assert rows['4 seconds']['first_window'] > 0.95
@@ -109,6 +111,7 @@ def test_a_row_for_every_sound(robustness, tmp_path, capsys):
   assert len(drift['mouth']) == 100 and len(drift['lips']) == 4
   table = (tmp_path / 'out/robustness.md').read_text()
   assert '| 3 frames late |' in table and '4 seconds: lips r =' in table
+  assert '4 seconds: a minute adds ' in table
   assert (tmp_path / 'out/drift.png').stat().st_size > 10_000
 
 
@@ -179,6 +182,10 @@ def test_drift_is_seen_second_by_second():
   assert found['colour_begin'] == pytest.approx(3, abs=1e-3)
   assert found['colour_end'] == pytest.approx(5, abs=1e-3)
   assert found['colour_noise'] == 1 and found['identity_noise'] == 40
+  # 2 levels a second, on a line.
+  assert found['colour_trend'] == pytest.approx(120, abs=0.1)
+  assert found['colour_trend_error'] == pytest.approx(0, abs=0.1)
+  assert found['identity_trend'] < 0 < found['identity_trend_error']
 
 
 def power(wave):
