@@ -4,14 +4,18 @@ r"""One plot of several runs: a held-out loss against steps, with what led there
 
 A run that started from another workdir (config.init_from) begins where that one
 ended, so that all are compared at the steps spent in all. `--metric` takes any
-name in metrics.jsonl. Beside it, `--scores=FOLDER` draws how the lips follow the
-sound, of what `launch.evaluate` left in FOLDER/NAME/STEP, where NAME is the last
-part of a workdir and STEP the checkpoint that was exported:
+name in metrics.jsonl. Runs of one name whose configs differ in nothing but the
+seed, as runs/0/attach and runs/1/attach, are a thick line, their mean, and thin ones.
+
+Beside it, `--scores=FOLDER` draws how the lips follow the sound, of what
+`launch.evaluate` left in FOLDER/NAME/STEP, where FOLDER lies beside the runs, NAME is
+the last part of a workdir and STEP the checkpoint that was exported:
 
   python -m launch.export --workdir runs/attach --step 400 --vae vae.safetensors \
       --out attach_400.safetensors
   python -m launch.evaluate --checkpoint attach_400.safetensors --data CLIPS \
-      --split split.json --subset val --out scores/attach/400
+      --split split.json --subset val --out runs/scores/attach/400
+  python -m launch.curves --out curves.png --scores scores runs/attach
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,14 +33,16 @@ from launch.filmstrip import load_figure
 _OUT = flags.DEFINE_string('out', None, 'the .png to write')
 _METRIC = flags.DEFINE_string('metric', 'eval/loss', 'what to draw')
 _SCORES = flags.DEFINE_string(
-  'scores', None, 'folder of NAME/STEP with what launch.evaluate found'
+  'scores',
+  None,
+  'beside each run, a folder of NAME/STEP with what launch.evaluate found',
 )
 LIPS = "mouth opening, r with the true clip's"
 
+Curve = list[tuple[int, float]]  # (step, value)
 
-def read_curve(
-  workdir: str | os.PathLike, metric: str
-) -> list[tuple[int, float]]:
+
+def read_curve(workdir: str | os.PathLike, metric: str) -> Curve:
   """(step, value) of a metric in a run's metrics.jsonl, steps of this run.
 
   Raises:
@@ -75,18 +81,18 @@ def steps_before(workdir: str | os.PathLike) -> int:
   return total
 
 
-def read_lips(
-  folder: str | os.PathLike, workdir: str | os.PathLike
-) -> list[tuple[int, float]]:
+def read_lips(folder: str, workdir: str | os.PathLike) -> Curve:
   """(step, mean correlation of the mouth's opening) of a run, as far as scored.
+
+  Args:
+    folder: the name of one beside the run.
+    workdir: the run.
 
   Raises:
     UserError: a folder's name is no step, or its scores are of no transformer.
   """
-  curve = []
-  for path in pathlib.Path(folder, pathlib.Path(workdir).name).glob(
-    '*/scores.json'
-  ):
+  curve, run = [], pathlib.Path(workdir)
+  for path in (run.parent / folder / run.name).glob('*/scores.json'):
     step = path.parent.name
     try:
       scores = json.loads(path.read_text(encoding='utf-8'))
@@ -100,19 +106,44 @@ def read_lips(
   return sorted(curve)
 
 
+def by_seed(workdirs: Sequence[str]) -> dict[str, list[str]]:
+  """Runs of one name that differ in nothing but the seed, by a title for them."""
+  groups = {}
+  for workdir in workdirs:
+    config = dict(checkpoint.read_config(workdir))
+    for key in ('seed', 'init_from'):
+      config.pop(key, None)
+    key = pathlib.Path(workdir).name, json.dumps(config, sort_keys=True)
+    groups.setdefault(key, []).append(workdir)
+  names = [name for name, _ in groups]
+  titles = {}
+  for (name, _), runs in groups.items():
+    title = name if names.count(name) == 1 else runs[0]
+    titles[title + (f', {len(runs)} seeds' if len(runs) > 1 else '')] = runs
+  return titles
+
+
+def mean(curves: Sequence[Curve]) -> Curve:
+  """At the steps that all curves have."""
+  tables = [dict(curve) for curve in curves]
+  steps = sorted(set.intersection(*(set(table) for table in tables)))
+  return [(s, sum(t[s] for t in tables) / len(tables)) for s in steps]
+
+
 def save_plot(
-  path: str | os.PathLike,
-  panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
+  path: str | os.PathLike, panels: Mapping[str, Mapping[str, Sequence[Curve]]]
 ) -> None:
-  """A PNG of curves of (step, value): a panel each metric, a line each run."""
+  """A PNG: a panel each metric; a colour each title, for the mean of its runs."""
   figure = load_figure()(figsize=(8 * len(panels) ** 0.5, 4.5), dpi=120)
   axes = figure.subplots(1, len(panels), squeeze=False)[0]
-  for axis, (metric, curves) in zip(axes, panels.items(), strict=True):
-    # The same colour for a run in every panel, though it has no points there.
-    for name, curve in curves.items():
-      steps, values = zip(*curve, strict=True) if curve else ((), ())
-      dots = 'o' if metric == LIPS else None
-      axis.plot(steps, values, marker=dots, label=name, linewidth=1.5)
+  for axis, (metric, groups) in zip(axes, panels.items(), strict=True):
+    # The same colour in every panel, though there may be no points.
+    for number, (title, curves) in enumerate(groups.items()):
+      look = {'marker': 'o'} if metric == LIPS else {}
+      look['color'] = f'C{number}'
+      axis.plot(*_xy(mean(curves)), label=title, linewidth=1.5, **look)
+      for curve in curves if len(curves) > 1 else ():
+        axis.plot(*_xy(curve), linewidth=0.7, alpha=0.5, color=look['color'])
     axis.set_xlabel('steps, with those of the run it started from')
     axis.set_ylabel(metric)
     axis.grid(alpha=0.3)
@@ -120,6 +151,10 @@ def save_plot(
   figure.tight_layout()
   with atomic.replacing(path) as half:
     figure.savefig(half, format='png')
+
+
+def _xy(curve):
+  return zip(*curve, strict=True) if curve else ((), ())
 
 
 def main(argv: list[str]) -> None:
@@ -130,19 +165,31 @@ def main(argv: list[str]) -> None:
     read = {_METRIC.value: lambda run: read_curve(run, _METRIC.value)}
     if _SCORES.value:
       read[LIPS] = lambda run: read_lips(_SCORES.value, run)
-    panels = {metric: {} for metric in read}
-    for workdir in workdirs:
-      offset = steps_before(workdir)
-      for metric, curve in ((m, of(workdir)) for m, of in read.items()):
-        panels[metric][workdir] = [(s + offset, value) for s, value in curve]
-        for step, value in panels[metric][workdir][-1:]:
-          print(f'{workdir}: {metric} {value:.4g} at step {step}')
-    if _SCORES.value and not any(panels[LIPS].values()):
+    panels = {
+      metric: {
+        title: [of_all_steps(run, curve(run)) for run in runs]
+        for title, runs in by_seed(workdirs).items()
+      }
+      for metric, curve in read.items()
+    }
+    for metric, groups in panels.items():
+      for title, curves in groups.items():
+        for step, value in mean(curves)[-1:]:
+          print(f'{title}: {metric} {value:.4g} at step {step}')
+    lips = panels.get(LIPS, {}).values()
+    if _SCORES.value and not any(curve for runs in lips for curve in runs):
       raise UserError(
-        f'--scores={_SCORES.value}: has no NAME/STEP/scores.json of these runs'
+        f'--scores={_SCORES.value}: no folder of that name beside these runs has '
+        'NAME/STEP/scores.json of one'
       )
     save_plot(_OUT.value, panels)
     print(f'wrote {_OUT.value}')
+
+
+def of_all_steps(workdir: str, curve: Curve) -> Curve:
+  """A run's curve at the steps that were spent in all."""
+  offset = steps_before(workdir)
+  return [(step + offset, value) for step, value in curve]
 
 
 if __name__ == '__main__':

@@ -35,8 +35,9 @@ trained: mirage_jax/assets/grid.safetensors is a --vae, too. Then, for the lips,
         --data CLIPS --split split.json --subset val --out runs/stitch/scores/$r
   done
 
-and launch.curves again with --scores runs/stitch/scores. Stitched runs count their
-steps anew: their 400 and 600 are 1,000 and 1,200 in all.
+and launch.curves again with --scores scores. Stitched runs count their steps anew:
+their 400 and 600 are 1,000 and 1,200 in all. Runs of other seeds, in
+folders of their own, are given to launch.curves with these: it draws their means.
 """
 
 import ml_collections

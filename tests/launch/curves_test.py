@@ -13,10 +13,11 @@ def curves(binary):
     yield module
 
 
-def run(folder, source='', steps=(2, 4), saved=4):
+def run(folder, source='', steps=(2, 4), saved=4, scale=1.0, **config):
   (folder / 'checkpoints' / str(saved)).mkdir(parents=True)
-  (folder / 'config.json').write_text(json.dumps({'init_from': str(source)}))
-  rows = [{'step': s, 'time': 0, 'eval/loss': 1 / s} for s in steps]
+  config['init_from'] = str(source)
+  (folder / 'config.json').write_text(json.dumps(config))
+  rows = [{'step': s, 'time': 0, 'eval/loss': scale / s} for s in steps]
   rows.insert(1, {'step': 3, 'time': 0, 'loss': 7.0, 'eval/loss': None})
   text = '\n'.join(json.dumps(row) for row in rows)
   (folder / 'metrics.jsonl').write_text(text + '\n{"step": 9, "eval')
@@ -69,13 +70,13 @@ def test_lips_stand_beside_the_loss(binary, tmp_path, capsys, one_error):
   pytest.importorskip('matplotlib')
   a = run(tmp_path / 'a')
   b = run(tmp_path / 'b', a)
-  scores, out = tmp_path / 'scores', tmp_path / 'curves.png'
+  scores, out = tmp_path / 'lips', tmp_path / 'curves.png'
   score(scores / 'b/4', 0.7)
   score(scores / 'b/2', 0.5)
-  flags = f'--out={out}', f'--scores={scores}'
+  flags = f'--out={out}', '--scores=lips'
   with binary('curves').loaded(*flags) as module:
-    assert module.read_lips(scores, b) == [(2, 0.5), (4, 0.7)]
-    assert module.read_lips(scores, a) == []
+    assert module.read_lips('lips', b) == [(2, 0.5), (4, 0.7)]
+    assert module.read_lips('lips', a) == []
     module.main(['curves', str(a), str(b)])
   assert out.read_bytes().startswith(b'\x89PNG')
   assert "b: mouth opening, r with the true clip's 0.7 at step 8" in (
@@ -83,7 +84,7 @@ def test_lips_stand_beside_the_loss(binary, tmp_path, capsys, one_error):
   )
   with binary('curves').loaded(*flags) as module, pytest.raises(SystemExit):
     module.main(['curves', str(a)])
-  assert 'has no NAME/STEP/scores.json of these' in one_error()
+  assert 'has NAME/STEP/scores.json of one' in one_error()
   score(scores / 'a/last', 0.5)
   with binary('curves').loaded(*flags) as module, pytest.raises(SystemExit):
     module.main(['curves', str(a)])
@@ -93,3 +94,28 @@ def test_lips_stand_beside_the_loss(binary, tmp_path, capsys, one_error):
   with binary('curves').loaded(*flags) as module, pytest.raises(SystemExit):
     module.main(['curves', str(a)])
   assert 'launch.evaluate of a transformer' in one_error()
+
+
+def test_seeds_are_one_line(binary, tmp_path, capsys, monkeypatch):
+  pytest.importorskip('matplotlib')
+  runs = [
+    run(tmp_path / f'{n}/a', scale=n, steps=(2, 4, 4 + n), seed=n, rate=1)
+    for n in (1, 3)
+  ]
+  other = run(tmp_path / '5/a', seed=5, rate=2)
+  score(tmp_path / '1/lips/a/4', 0.7)
+  score(tmp_path / '3/lips/a/4', 0.5)
+  out, drawn = tmp_path / 'curves.png', {}
+  with binary('curves').loaded(f'--out={out}', '--scores=lips') as module:
+    save = module.save_plot
+    monkeypatch.setattr(
+      module, 'save_plot', lambda path, x: save(path, x) or drawn.update(x)
+    )
+    module.main(['curves', *map(str, [*runs, other])])
+    loss = drawn['eval/loss']
+    title = f'{runs[0]}, 2 seeds'
+    assert list(loss) == [title, str(other)]
+    assert module.mean(loss[title]) == [(2, 1.0), (4, 0.5)]
+    assert module.mean(drawn[module.LIPS][title]) == [(4, pytest.approx(0.6))]
+    assert list(module.by_seed(map(str, runs))) == ['a, 2 seeds']
+  assert f'{title}: eval/loss 0.5 at step 4' in capsys.readouterr().out
