@@ -4,8 +4,8 @@ r"""One plot of several runs: a held-out loss against steps, with what led there
 
 A run that started from another workdir (config.init_from) begins where that one
 ended, so that all are compared at the steps spent in all. `--metric` takes any
-name in metrics.jsonl. Runs of one name whose configs differ in nothing but the
-seed, as runs/0/attach and runs/1/attach, are a thick line, their mean, and thin ones.
+name in metrics.jsonl. Runs of one name that differ in the seed alone, as
+runs/0/attach and runs/1/attach, are a thick line, their mean, and thin ones.
 
 Beside it, `--scores=FOLDER` draws how the lips follow the sound, of what
 `launch.evaluate` left in FOLDER/NAME/STEP, where FOLDER lies beside the runs, NAME is
@@ -107,12 +107,14 @@ def read_lips(folder: str, workdir: str | os.PathLike) -> Curve:
 
 
 def by_seed(workdirs: Sequence[str]) -> dict[str, list[str]]:
-  """Runs of one name that differ in nothing but the seed, by a title for them."""
+  """Runs of one name that but for the seed learn alike, by a title for them."""
   groups = {}
   for workdir in workdirs:
-    config = dict(checkpoint.read_config(workdir))
-    for key in ('seed', 'init_from'):
-      config.pop(key, None)
+    config = {
+      key: value
+      for key, value in checkpoint.read_config(workdir).items()
+      if key not in checkpoint.FREE_KEYS | {'seed', 'init_from'}
+    }
     key = pathlib.Path(workdir).name, json.dumps(config, sort_keys=True)
     groups.setdefault(key, []).append(workdir)
   names = [name for name, _ in groups]

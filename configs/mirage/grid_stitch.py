@@ -28,7 +28,7 @@ choice as a key of config.stitch. Another place for the runs is
 `:attach,runs=FOLDER`, another seed --config.seed=1. The autoencoder need not be
 trained: mirage_jax/assets/grid.safetensors is a --vae, too. Then, for the lips,
 
-  for r in attach/400 attach/600 naive/400 naive/600 scratch/1000 scratch/1200; do
+  for r in {attach,naive}/{200,400,600} scratch/{200,400,600,800,1000,1200}; do
     python -m launch.export --workdir runs/stitch/${r%/*} --step ${r#*/} \
         --vae runs/vae.safetensors --out runs/stitch/now.safetensors
     python -m launch.evaluate --checkpoint runs/stitch/now.safetensors --limit 14 \
@@ -36,7 +36,7 @@ trained: mirage_jax/assets/grid.safetensors is a --vae, too. Then, for the lips,
   done
 
 and launch.curves again with --scores scores. Stitched runs count their steps anew:
-their 400 and 600 are 1,000 and 1,200 in all. Runs of other seeds, in
+their 200, 400 and 600 are 800, 1,000 and 1,200 in all. Runs of other seeds, in
 folders of their own, are given to launch.curves with these: it draws their means.
 """
 
@@ -58,6 +58,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     dict(
       num_steps=2 * STEPS if variant in ('scratch', 'single') else STEPS,
       save_every=200,
+      keep_every=200,
       eval_every=50,
     )
   )
