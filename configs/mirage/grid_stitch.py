@@ -3,7 +3,7 @@
 Windows of one second, as in the first stage of configs/mirage/grid.py, whose
 data and model these are; its docstring prepares the shards. Four runs of 600
 steps of 8 windows, but `:scratch`, which has the budget of two. On two CPU cores
-about two steps a second: half an hour in all.
+one to two steps a second: 25 to 40 minutes in all.
 
   python -m launch.train --config configs/mirage/grid_stitch.py:silent \
       --workdir runs/stitch/silent
@@ -31,7 +31,7 @@ trained: mirage_jax/assets/grid.safetensors is a --vae, too. Then, for the lips,
   for r in {attach,naive}/{200,400,600} scratch/{200,400,600,800,1000,1200}; do
     python -m launch.export --workdir runs/stitch/${r%/*} --step ${r#*/} \
         --vae runs/vae.safetensors --out runs/stitch/now.safetensors
-    python -m launch.evaluate --checkpoint runs/stitch/now.safetensors --limit 14 \
+    python -m launch.evaluate --checkpoint runs/stitch/now.safetensors --limit 10 \
         --data CLIPS --split split.json --subset val --out runs/stitch/scores/$r
   done
 
