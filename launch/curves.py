@@ -167,10 +167,11 @@ def main(argv: list[str]) -> None:
     read = {_METRIC.value: lambda run: read_curve(run, _METRIC.value)}
     if _SCORES.value:
       read[LIPS] = lambda run: read_lips(_SCORES.value, run)
+    runs = by_seed(list(dict.fromkeys(workdirs)))
     panels = {
       metric: {
-        title: [of_all_steps(run, curve(run)) for run in runs]
-        for title, runs in by_seed(workdirs).items()
+        title: [of_all_steps(run, curve(run)) for run in seeds]
+        for title, seeds in runs.items()
       }
       for metric, curve in read.items()
     }
@@ -179,7 +180,7 @@ def main(argv: list[str]) -> None:
         for step, value in mean(curves)[-1:]:
           print(f'{title}: {metric} {value:.4g} at step {step}')
     lips = panels.get(LIPS, {}).values()
-    if _SCORES.value and not any(curve for runs in lips for curve in runs):
+    if _SCORES.value and not any(curve for curves in lips for curve in curves):
       raise UserError(
         f'--scores={_SCORES.value}: no folder of that name beside these runs has '
         'NAME/STEP/scores.json of one'

@@ -38,6 +38,7 @@ trained: mirage_jax/assets/grid.safetensors is a --vae, too. Then, for the lips,
 and launch.curves again with --scores scores. Stitched runs count their steps anew:
 their 200, 400 and 600 are 800, 1,000 and 1,200 in all. Runs of other seeds, in
 folders of their own, are given to launch.curves with these: it draws their means.
+README's figure is of three, on shards with --offsets 0,10.
 """
 
 import ml_collections
