@@ -126,29 +126,24 @@ def _ways(x, kernel, stride, lowering):
 
 
 def _convolve_forward(x, kernel, stride, lowering):
-  y = convolve(x, kernel, stride, lowering)
-  if lowering == 'native' or not _folds(kernel, stride):
-    return y, (x, x[:0], kernel)
-  # Folded, so that the gradient need not fold for every window again.
-  return y, (keep(_folded(x, kernel, stride)[0]), x[:0], kernel)
+  return convolve(x, kernel, stride, lowering), (x, kernel)
 
 
 def _convolve_backward(stride, lowering, kept, dy):
-  x, empty, kernel = kept
+  x, kernel = kept
   if kernel.shape[:2] == (1, 1) and stride == 1:
     return _times_transposed(dy, kernel[0, 0]), _outer(x, dy)[None, None]
   if lowering == 'native':
     return _pull(_compiled, x, kernel, stride, dy)
   unfold = lambda grads: grads
   if _folds(kernel, stride):
-    like = jnp.zeros((len(dy), *empty.shape[1:]), x.dtype)
     fold = lambda x, kernel: _folded(x, kernel, stride)[:2]
-    (_, kernel), unfold = jax.vjp(fold, like, kernel)
+    (x, kernel), unfold = jax.vjp(fold, x, kernel)
     stride = 1
-  cpu, default = _ways(x, kernel, stride, lowering)
+  _, default = _ways(x, kernel, stride, lowering)
 
   def on_cpus(x, kernel, dy):
-    if cpu is _gathered:
+    if len(kernel) == 1:
       return _pull(_gathered, x, kernel, stride, dy)
     return _by_windows(x, kernel, stride, dy)
 
@@ -169,38 +164,43 @@ def _pull(way, x, kernel, stride, dy):
 
 def _by_windows(x, kernel, stride, dy):
   """For the kernel XLA would copy x with images for channels, one by one."""
-  windows = _windows(x, len(kernel), stride)
-  if len(windows) * x.shape[-1] <= NARROW:
-    windows = [jnp.concatenate(windows, -1)]
-  outer = [_outer(window, dy) for window in windows]
-  dkernel = jnp.concatenate(outer).reshape(kernel.shape)
-  if stride > 1:
-    _, pull = jax.vjp(lambda x: _compiled(x, kernel, stride), x)
-    return *pull(dy), dkernel
-  if x.shape[1] <= SMALL:
-    return _scattered(dy, kernel), dkernel
-  edge = (len(kernel) - 1,) * 2
-  dy = jnp.pad(dy, ((0, 0), edge, edge, (0, 0)))
-  # XLA has a slow way for a kernel that is not laid out as it stands.
-  turned = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
-  return _compiled(dy, turned, 1), dkernel
-
-
-def _scattered(dy, kernel):
-  """What each place of the kernel gives of dx, put where it was read.
-
-  A convolution of dy would see more of its padding than of a small map.
-  """
   width = len(kernel)
-  weights = kernel.transpose(0, 1, 3, 2)  # What XLA multiplies by fastest.
-  dx = 0.0
-  for j in range(width):
-    parts = 0.0
-    for i in range(width):
-      part = jnp.dot(dy, weights[i, j], preferred_element_type=jnp.float32)
-      parts += jnp.pad(part, ((0, 0), (i, width - 1 - i), (0, 0), (0, 0)))
-    dx += jnp.pad(parts, ((0, 0), (0, 0), (j, width - 1 - j), (0, 0)))
-  return dx.astype(dy.dtype)
+  if stride == 1 and width**2 * x.shape[-1] > NARROW:
+    return _by_places(x, kernel, dy)
+  windows = jnp.concatenate(_windows(x, width, stride), -1)
+  _, pull = jax.vjp(lambda x: _compiled(x, kernel, stride), x)
+  return *pull(dy), _outer(windows, dy).reshape(kernel.shape)
+
+
+def _by_places(x, kernel, dy):
+  """Both gradients, one place of the kernel after another.
+
+  A convolution of dy would see more of its padding than of a small map. And in
+  a loop, or XLA would cut out all windows in the forward pass, and hold them.
+  """
+  width, sizes = len(kernel), (*dy.shape[:3], x.shape[-1])
+  kernels = kernel.reshape(-1, *kernel.shape[2:])
+
+  def gradients(place):
+    start = (0, place // width, place % width, 0)
+    window = lax.dynamic_slice(x, start, sizes)
+    return start, _times_transposed(dy, kernels[place]), _outer(window, dy)
+
+  def step(place, so_far):
+    dx, dkernels = so_far
+    start, part, dkernel = gradients(place)
+    part += lax.dynamic_slice(dx, start, sizes)
+    dx = lax.dynamic_update_slice(dx, part, start)
+    dkernels = lax.dynamic_update_index_in_dim(dkernels, dkernel, place, 0)
+    return dx, dkernels
+
+  # The first by itself: zeros to start from would be there all along.
+  _, part, dkernel = gradients(0)
+  edge = (0, width - 1)
+  dx = jnp.pad(part.astype(jnp.float32), ((0, 0), edge, edge, (0, 0)))
+  dkernels = jnp.pad(dkernel[None], ((0, width**2 - 1), (0, 0), (0, 0)))
+  dx, dkernels = lax.fori_loop(1, width**2, step, (dx, dkernels))
+  return dx.astype(x.dtype), dkernels.reshape(kernel.shape)
 
 
 def _folds(kernel, stride):
@@ -278,12 +278,14 @@ def _outer(x, dy):
     return lax.dot_general(x, dy, (((0,), (0,)), ((), ())))
 
   def transposed(x, dy):
-    # XLA is half as fast at it, and would put it together again.
+    # XLA is half as fast at it, and would put it together again. Of x it would
+    # be made in the forward pass, and held.
     product = jnp.dot(lax.optimization_barrier(dy.T), x)
     return lax.optimization_barrier(product).T
 
   inputs, outputs = x.shape[-1], dy.shape[-1]
-  if inputs % VECTOR or not outputs < inputs <= NARROW:
+  narrow = outputs < inputs <= NARROW and not inputs % VECTOR
+  if not narrow and max(inputs, outputs) < WIDE:
     return plain(x, dy)
   return lax.platform_dependent(x, dy, cpu=transposed, default=plain)
 

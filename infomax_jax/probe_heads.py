@@ -192,7 +192,7 @@ def fit_moving(
     encoder: whose r1 is classified.
     variables: of the encoder.
     recipe: by which views are normalised.
-    batches: endless, of `data.views`; the first view is used.
+    batches: endless, of `batches.views`; the first view is used.
     num_images: in an epoch.
     num_classes: of the labels.
     plan: how long.

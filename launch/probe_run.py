@@ -12,7 +12,15 @@ import jax.numpy as jnp
 from jaxtyping import Bool
 import numpy as np
 
-from infomax_jax import augment, data, images, probe, probe_heads, subset
+from infomax_jax import (
+  augment,
+  batches,
+  data,
+  images,
+  probe,
+  probe_heads,
+  subset,
+)
 from infomax_jax.encoder import Encoder
 from launch import mesh as mesh_lib
 from launch.errors import UserError
@@ -140,7 +148,7 @@ class Look:
       self._subject.encoder,
       self._subject.variables,
       self._recipe,
-      self._put(data.views(self._train, self._source, size, plan.seed)),
+      self._put(batches.views(self._train, self._source, size, plan.seed)),
       len(self._train),
       self._num_classes,
       plan,
@@ -214,7 +222,7 @@ class Look:
     return found
 
   def _plain(self, source):
-    return data.plain(source, self._source, self._plan.batch_size)
+    return batches.plain(source, self._source, self._plan.batch_size)
 
   def _put(self, batches: Iterable[Mapping]) -> Iterable[Mapping]:
     return (mesh_lib.put_batch(batch, self._batch) for batch in batches)

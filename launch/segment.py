@@ -21,7 +21,14 @@ import jax
 import numpy as np
 from PIL import Image
 
-from infomax_jax import augment, config as config_lib, data, segment, subset
+from infomax_jax import (
+  augment,
+  batches,
+  config as config_lib,
+  data,
+  segment,
+  subset,
+)
 from infomax_jax.encoder import Encoder
 from launch import atomic, segment_picture
 from launch.checkpoint import restore_trees
@@ -71,7 +78,7 @@ def read(run: dict[str, Any]) -> tuple[np.ndarray, list[str]]:
   count = min(_COUNT.value, len(source))
   order = np.random.default_rng(_SEED.value).permutation(len(source))[:count]
   some = subset.Subset(source, order)
-  (batch,) = data.plain(some, cfg, count)
+  (batch,) = batches.plain(some, cfg, count)
   kept = np.flatnonzero(batch['mask'])
   return batch['image'][kept], [some.name(i) for i in kept.tolist()]
 

@@ -88,6 +88,7 @@ def measure(
   rivals: Mapping[str, Rival],
   rounds: int,
   on_round: Callable[[int], None] = lambda number: None,
+  environment: Mapping[str, str] | None = None,
 ) -> dict[str, Result]:
   """Starts all rivals, then lets each make one step in turn, `rounds` times.
 
@@ -98,6 +99,7 @@ def measure(
     rivals: by name, in the order of their turns.
     rounds: steps of each that count, after the first one.
     on_round: called before each round with its number from 1.
+    environment: variables of all rivals beside ENVIRONMENT.
 
   Raises:
     UserError: a rival's process has ended; its own words are on stderr.
@@ -106,11 +108,16 @@ def measure(
   firsts, processes = {}, {}
   with contextlib.ExitStack() as stack:
     cache = stack.enter_context(tempfile.TemporaryDirectory())
+    variables = {
+      **ENVIRONMENT,
+      **(environment or {}),
+      'JAX_COMPILATION_CACHE_DIR': cache,
+    }
     for name, rival in rivals.items():
-      with _Process(name, rival, cache) as process:
+      with _Process(name, rival, variables) as process:
         firsts[name] = process.start
     for name, rival in rivals.items():
-      process = _Process(name, rival, cache)
+      process = _Process(name, rival, variables)
       processes[name] = stack.enter_context(process)
     for number in range(1, rounds + 1):
       on_round(number)
@@ -135,7 +142,7 @@ def _result(first: Mapping[str, Any], turns: Sequence[Mapping[str, Any]]):
 class _Process:
   """A rival's process: a line to stdin is a turn, its answer a line of JSON."""
 
-  def __init__(self, name: str, rival: Rival, cache: str):
+  def __init__(self, name: str, rival: Rival, variables: Mapping[str, str]):
     self._name = name
     self._process = subprocess.Popen(
       [
@@ -149,7 +156,7 @@ class _Process:
       stdout=subprocess.PIPE,
       text=True,
       cwd=ROOT,
-      env=os.environ | ENVIRONMENT | {'JAX_COMPILATION_CACHE_DIR': cache},
+      env={**os.environ, **variables},
     )
 
   def __enter__(self) -> '_Process':

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from infomax_jax import augment, data, images, reader
+from infomax_jax import augment, batches, data, images, reader
 
 ROOT = pathlib.Path(__file__).parents[2]
 CROP = augment.recipe('imagenet', size=8)
@@ -43,12 +43,12 @@ def config(place, **changes):
 
 def take(cfg, count, batch_size=4, seed=0, split='train'):
   source = getattr(data.Splits(cfg), split)
-  ds = iter(data.views(source, cfg, batch_size, seed))
+  ds = iter(batches.views(source, cfg, batch_size, seed))
   return [next(ds) for _ in range(count)]
 
 
 def plain(cfg, batch_size):
-  return data.plain(data.Splits(cfg).train, cfg, batch_size)
+  return batches.plain(data.Splits(cfg).train, cfg, batch_size)
 
 
 def reds(batches):
@@ -97,7 +97,7 @@ def test_reading_goes_on_at_a_position(place):
   cfg = config(place, without=())
   straight = take(cfg, 6)
   source = data.Splits(cfg).train
-  ds, resumed = (iter(data.views(source, cfg, 4, 0)) for _ in range(2))
+  ds, resumed = (iter(batches.views(source, cfg, 4, 0)) for _ in range(2))
   for _ in range(3):
     next(ds)
   resumed.set_state(ds.get_state())
@@ -115,8 +115,8 @@ def test_processes_share_each_batch(place, monkeypatch):
     parts.append(take(cfg, 3))
     single_parts.append(list(plain(cfg, 4)))
   join = lambda *x: np.concatenate(x)
-  for batches, shares in ((whole, parts), (singles, single_parts)):
-    for batch, *rows in zip(batches, *shares, strict=True):
+  for alone, shares in ((whole, parts), (singles, single_parts)):
+    for batch, *rows in zip(alone, *shares, strict=True):
       joined = jax.tree.map(join, *rows)
       jax.tree.map(np.testing.assert_array_equal, joined, batch)
   with pytest.raises(ValueError, match='batch_size 3 .* the 2 processes'):
@@ -129,7 +129,7 @@ def test_workers_give_the_same(place):
   script = """
     import dataclasses, json, sys, zlib
     from absl import flags
-    from infomax_jax import data
+    from infomax_jax import batches, data
 
     if __name__ == '__main__':
       flags.FLAGS.mark_as_parsed()
@@ -137,7 +137,7 @@ def test_workers_give_the_same(place):
       sums = []
       for workers in (0, 2):
         cfg = dataclasses.replace(cfg, workers=workers)
-        ds = iter(data.views(data.Splits(cfg).train, cfg, 4, 0))
+        ds = iter(batches.views(data.Splits(cfg).train, cfg, 4, 0))
         sums.append([zlib.crc32(next(ds)['view1']) for _ in range(5)])
         ds.close()
       print(json.dumps(sums))

@@ -97,7 +97,7 @@ def test_only_norms_move_in_the_protocol_of_the_authors(workdir):
     encoder,
     fresh,
     source.build_recipe(),
-    probe_run.data.views(train, source, 8, 0),
+    probe_run.batches.views(train, source, 8, 0),
     len(train),
     3,
     plan,
