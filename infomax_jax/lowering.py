@@ -184,7 +184,8 @@ def _by_places(x, kernel, dy):
   def gradients(place):
     start = (0, place // width, place % width, 0)
     window = lax.dynamic_slice(x, start, sizes)
-    return start, _times_transposed(dy, kernels[place]), _outer(window, dy)
+    part = _times_transposed(dy, kernels[place], jnp.float32)
+    return start, part, _outer(window, dy)
 
   def step(place, so_far):
     dx, dkernels = so_far
@@ -197,7 +198,7 @@ def _by_places(x, kernel, dy):
   # The first by itself: zeros to start from would be there all along.
   _, part, dkernel = gradients(0)
   edge = (0, width - 1)
-  dx = jnp.pad(part.astype(jnp.float32), ((0, 0), edge, edge, (0, 0)))
+  dx = jnp.pad(part, ((0, 0), edge, edge, (0, 0)))
   dkernels = jnp.pad(dkernel[None], ((0, width**2 - 1), (0, 0), (0, 0)))
   dx, dkernels = lax.fori_loop(1, width**2, step, (dx, dkernels))
   return dx.astype(x.dtype), dkernels.reshape(kernel.shape)
@@ -266,8 +267,9 @@ def _product_backward(kept, dy):
 _product.defvjp(_product_forward, _product_backward)
 
 
-def _times_transposed(dy, kernel):
-  return lax.dot_general(dy, kernel, (((dy.ndim - 1,), (1,)), ((), ())))
+def _times_transposed(dy, kernel, dtype=None):
+  axes = (((dy.ndim - 1,), (1,)), ((), ()))
+  return lax.dot_general(dy, kernel, axes, preferred_element_type=dtype)
 
 
 def _outer(x, dy):

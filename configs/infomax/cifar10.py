@@ -17,13 +17,15 @@ posterior over the 7x7 map `launch.segment` draws:
       --config configs/infomax/cifar10.py:mixture,data=train.tar
   python -m launch.segment --workdir runs/mixture --out segments.png
 
-`:hours`, 2.0M parameters, for three hours of two CPU cores: 11 epochs of all
+`:hours`, 1.6M parameters, for 80 minutes of two CPU cores: 11 epochs of all
 45,000 images. Narrower than published and shown less, so the rate is higher.
-The flag is for CPUs without bfloat16, a fifth faster:
+Of r1 of the 5,000 held-out images logistic regression names 73.7 %, an MLP
+77.4 % and the nearest neighbours 72.4 %. The flag is a sixth off a step:
 
   XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT \
       python -m launch.train --workdir runs/cifar10_hours \
       --config configs/infomax/cifar10.py:hours,data=train.tar
+  python -m launch.probe --workdir runs/cifar10_hours --noauthors
 
 `:small` and `:large`, as published (300 epochs at batch 480 on 4 GPUs; the
 paper's linear classifiers reach 89.5 % and 91.2 %; not run here):
