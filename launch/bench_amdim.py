@@ -32,6 +32,7 @@ _TORCH = flags.DEFINE_bool('torch', True, 'measure torch too')
 ENVIRONMENT = {
   # XLA's matrix products, and what is done to them, by YNNPACK: a third less.
   'XLA_FLAGS': (
+    f'{os.environ.get("XLA_FLAGS", "")} '
     '--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT'
   ),
   # Either side keeps what it frees, in one heap for its one thread. XLA would
