@@ -17,8 +17,8 @@ CFG = config.ObjectiveConfig()
 TINY = config.EncoderConfig(9, 4, 8, 1)
 
 
-def train(case):
-  """Three steps of Adam; what each had before its update."""
+def trainer(case):
+  """(params) -> what each of three steps of Adam had before it, and params."""
   # torch's weight decay is part of the gradient that Adam sees.
   tx = optax.chain(
     optax.add_decayed_weights(1e-5), optax.scale_by_adam(0.8, 0.999, 1e-8)
@@ -43,19 +43,22 @@ def train(case):
     params = optax.apply_updates(params, updates)
     return params, out[1][-1], moments, (*out, grads)
 
-  state = (*case.weights.encoder.values(),)
-  state = (*state, tx.init(state[0]))
-  rows = []
-  for rate in case.arrays['opt/lr'].astype('f'):
-    *state, row = step(*state, rate)
-    rows.append(row)
-  return rows, state[0]
+  def train(params):
+    state = params, case.weights.encoder['batch_stats'], tx.init(params)
+    rows = []
+    for rate in case.arrays['opt/lr'].astype('f'):
+      *state, row = step(*state, rate)
+      rows.append(row)
+    return rows, state[0]
+
+  return train
 
 
 @pytest.fixture(scope='module', params=golden.NAMES)
 def run(request):
   case = golden.case(request.param)
-  return case, *train(case)
+  case.train = trainer(case)
+  return case, *case.train(case.weights.encoder['params'])
 
 
 def test_features_and_statistics_of_a_training_pass(run):
@@ -95,31 +98,57 @@ def test_gradients(run):
     np.testing.assert_allclose(ours[key], want, atol=limit, err_msg=key)
 
 
+def moves(case, start, end):
+  """What training added to each parameter, under its torch name."""
+  before, after = (
+    golden.encoder_arrays(case, case.weights.encoder | {'params': params})
+    for params in (start, end)
+  )
+  return {key: after[key] - before[key] for key in after}
+
+
+def worst(case, moved):
+  """Farthest from what the authors' code added, where that is determined."""
+  start = golden.part(case.arrays, 'sd/encoder.module.')
+  grads = golden.part(case.arrays, 'grad/')
+  largest = 0.0
+  for key, want in golden.part(case.arrays, 'opt/param/').items():
+    off = np.abs(moved[key] - (want - start[key]))
+    if key not in grads:
+      np.testing.assert_array_equal(off, 0, err_msg=key)
+    elif not key.endswith('shortcut.bias'):
+      # Adam takes steps of full size along gradients that are rounding alone.
+      sure = np.abs(grads[key]) > 1e-4 * np.abs(grads[key]).max()
+      largest = max(largest, off[sure].max(initial=0))
+    assert np.abs(moved[key]).max() < 7e-4
+  return largest
+
+
+def nudged(params, seed):
+  """By some units in the last place; not at all for seed 0."""
+  rng = np.random.default_rng(seed)
+  size = 1e-6 if seed else 0
+  nudge = lambda x: np.float32(x * (1 + size * rng.normal(size=x.shape)))
+  return jax.tree.map(nudge, params)
+
+
 def test_three_steps_of_adam(run):
-  case, rows, params = run
+  case, rows, _ = run
   losses = [
     [*(parts[k] for k in ('1t5', '1t7', '5t5', 'lgt_reg')), loss]
     for loss, (parts, *_), _ in rows
   ]
   np.testing.assert_allclose(losses, case.arrays['opt/losses'], atol=1e-4)
-  variables = case.weights.encoder | {'params': params}
-  ours = golden.encoder_arrays(case, variables)
-  start = golden.part(case.arrays, 'sd/encoder.module.')
-  grads = golden.part(case.arrays, 'grad/')
-  for key, want in golden.part(case.arrays, 'opt/param/').items():
-    # Adam takes steps of full size along gradients that are rounding alone.
-    sure = np.zeros(want.shape, bool)
-    if key in grads and not key.endswith('shortcut.bias'):
-      sure = np.abs(grads[key]) > 1e-4 * np.abs(grads[key]).max()
-    moved, wanted = ours[key] - start[key], want - start[key]
-    if key not in grads:
-      np.testing.assert_array_equal(moved, wanted, err_msg=key)
-    assert np.abs(moved).max() < 7e-4
-    # Sums in another order let a unit near 0 be rectified or not in a later step:
-    # in enc32 channel 11 of layer 5's first, as with XLA's own convolutions
-    # (lowering 'native'). Its few weights, and what lies below, are off by that.
-    off = np.abs(moved - wanted)[sure]
-    assert np.sum(off > 1e-5) <= 0.02 * off.size and np.all(off < 2e-4), key
+  # In enc32 one unit comes so near 0 in the second step that rounding decides
+  # whether it is rectified, and 70 entries with it, by 1e-4. So every entry has
+  # to be right, but from one of a few starts that differ by rounding.
+  errors = []
+  for seed in range(8):
+    start = nudged(case.weights.encoder['params'], seed)
+    errors.append(worst(case, moves(case, start, case.train(start)[1])))
+    if errors[-1] < 1e-5:
+      return
+  pytest.fail(f'farthest entry from each start: {errors}')
 
 
 def random_features(batch=8, dim=4, grids=((5, 5), (7, 7)), seed=0):

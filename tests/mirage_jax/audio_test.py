@@ -57,8 +57,9 @@ def test_log_mel_fits_any_length_and_is_scaled():
   wave = babble()
   tokens = audio.log_mel(wave, 50)
   assert tokens.shape == (50, 320) and tokens.dtype == np.float32
-  # What lies ahead of a token's windows does not matter.
-  np.testing.assert_array_equal(tokens[:20], audio.log_mel(wave, 20))
+  # What lies ahead of a token's windows does not matter. Some BLAS sum in an
+  # order that depends on the number of rows.
+  np.testing.assert_allclose(audio.log_mel(wave, 20), tokens[:20], atol=1e-5)
   short = audio.log_mel(wave[:16000], 50)
   np.testing.assert_allclose(short[:24], tokens[:24], atol=1e-5)
   quiet = (np.log(audio.FLOOR) - audio.LOG_MEAN) / audio.LOG_STD
