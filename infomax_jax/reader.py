@@ -51,13 +51,15 @@ class Reader:
     return {'image': image, 'label': np.int32(label)}
 
   def _skip(self, name, reason):
-    count = len(self.skipped) + (name not in self.skipped)
-    if name not in self.skipped and count <= self._limit:
+    known = name in self.skipped
+    # Before counting: of threads that skip at once, the last sees all of them.
+    self.skipped[name] = reason
+    count = len(self.skipped)
+    if not known and count <= self._limit:
       _log.warning(
         'skipped corrupt image %d of at most %d: %s: %s',
         *(count, self._limit, name, reason),
       )
-    self.skipped[name] = reason
     if count > self._limit:
       named = [f'{n} ({why})' for n, why in list(self.skipped.items())[:10]]
       more = f' and {count - len(named)} more' if count > len(named) else ''
