@@ -1,7 +1,7 @@
 """How convolutions, pooling and rectification run, and their gradients.
 
-Gradients keep the input of a convolution and the output of a rectification;
-what is folded or gathered on the way is made again.
+Gradients keep the input of a convolution, folded if it folds, and the output of
+a rectification; gathered windows are made again.
 """
 
 import functools
@@ -78,13 +78,15 @@ def _add_bias_forward(x, bias):
 
 
 def _add_bias_backward(_, dy):
-  return dy, sums(dy[:, None])[0]
+  rows = dy.reshape(-1, dy.shape[-1])
+  # The rows that a kernel's gradient is a product of: XLA makes dy once.
+  cpu = lambda rows: jnp.dot(jnp.ones((1, len(rows)), rows.dtype), rows)[0]
+  return dy, lax.platform_dependent(rows, cpu=cpu, default=lambda r: r.sum(0))
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(
   x: Float[Array, 'B Y X I'],
   kernel: Float[Array, 'h w I O'],
@@ -100,11 +102,18 @@ def convolve(
   windows where the map that goes out is at most 7x7, on CPUs only if it has at
   least 512 channels.
   """
+  if lowering != 'native' and stride > 1 and len(kernel) % stride == 0:
+    x = keep(_fold(x, len(kernel), stride))
+    kernel, stride = _fold_kernel(kernel, stride), 1
+  return _convolve(x, kernel, stride, lowering)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(x, kernel, stride, lowering):
   if kernel.shape[:2] == (1, 1) and stride == 1:
     return jnp.dot(x, kernel[0, 0])
   if lowering == 'native':
     return _compiled(x, kernel, stride)
-  x, kernel, stride = _folded(x, kernel, stride)
   cpu, default = _ways(x, kernel, stride, lowering)
   if cpu is default:
     return cpu(x, kernel, stride)
@@ -126,7 +135,7 @@ def _ways(x, kernel, stride, lowering):
 
 
 def _convolve_forward(x, kernel, stride, lowering):
-  return convolve(x, kernel, stride, lowering), (x, kernel)
+  return _convolve(x, kernel, stride, lowering), (x, kernel)
 
 
 def _convolve_backward(stride, lowering, kept, dy):
@@ -135,11 +144,6 @@ def _convolve_backward(stride, lowering, kept, dy):
     return _times_transposed(dy, kernel[0, 0]), _outer(x, dy)[None, None]
   if lowering == 'native':
     return _pull(_compiled, x, kernel, stride, dy)
-  unfold = lambda grads: grads
-  if _folds(kernel, stride):
-    fold = lambda x, kernel: _folded(x, kernel, stride)[:2]
-    (x, kernel), unfold = jax.vjp(fold, x, kernel)
-    stride = 1
   _, default = _ways(x, kernel, stride, lowering)
 
   def on_cpus(x, kernel, dy):
@@ -150,12 +154,10 @@ def _convolve_backward(stride, lowering, kept, dy):
   def elsewhere(x, kernel, dy):
     return _pull(default, x, kernel, stride, dy)
 
-  return unfold(
-    lax.platform_dependent(x, kernel, dy, cpu=on_cpus, default=elsewhere)
-  )
+  return lax.platform_dependent(x, kernel, dy, cpu=on_cpus, default=elsewhere)
 
 
-convolve.defvjp(_convolve_forward, _convolve_backward)
+_convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _pull(way, x, kernel, stride, dy):
@@ -167,9 +169,12 @@ def _by_windows(x, kernel, stride, dy):
   width = len(kernel)
   if stride == 1 and width**2 * x.shape[-1] > NARROW:
     return _by_places(x, kernel, dy)
-  windows = jnp.concatenate(_windows(x, width, stride), -1)
-  _, pull = jax.vjp(lambda x: _compiled(x, kernel, stride), x)
-  return *pull(dy), _outer(windows, dy).reshape(kernel.shape)
+  (dx,) = jax.vjp(lambda x: _compiled(x, kernel, stride), x)[1](dy)
+  # Channel by channel: rows of a few would be shorter than a register.
+  windows = jax.vmap(lambda x: jnp.stack(_windows(x, width, stride)), -1, 1)(x)
+  dy = dy.reshape(-1, dy.shape[-1])
+  dkernel = jnp.dot(windows.reshape(-1, len(dy)), dy)
+  return dx, dkernel.reshape(kernel.shape)
 
 
 def _by_places(x, kernel, dy):
@@ -204,24 +209,20 @@ def _by_places(x, kernel, dy):
   return dx.astype(x.dtype), dkernels.reshape(kernel.shape)
 
 
-def _folds(kernel, stride):
-  return stride > 1 and len(kernel) % stride == 0
-
-
-def _folded(x, kernel, stride):
-  """The same convolution of stride 1, if strides make up the windows."""
-  if not _folds(kernel, stride):
-    return x, kernel, stride
-  x = einops.rearrange(
-    _crop(x, len(kernel), stride),
+def _fold(x, width, stride):
+  """Windows of the stride as channels."""
+  return einops.rearrange(
+    _crop(x, width, stride),
     'b (y i) (x j) c -> b y x (i j c)',
     i=stride,
     j=stride,
   )
-  kernel = einops.rearrange(
+
+
+def _fold_kernel(kernel, stride):
+  return einops.rearrange(
     kernel, '(h i) (w j) c o -> h w (i j c) o', i=stride, j=stride
   )
-  return x, kernel, 1
 
 
 def _compiled(x, kernel, stride):

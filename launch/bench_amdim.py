@@ -14,6 +14,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import pathlib
 import sys
 from typing import Any
 
@@ -29,14 +30,19 @@ _ROUNDS = flags.DEFINE_integer('rounds', 3, 'steps that count, of each side', 1)
 _ONLY = flags.DEFINE_list('only', None, 'some of the names of CASES')
 _TORCH = flags.DEFINE_bool('torch', True, 'measure torch too')
 
+CPUINFO = pathlib.Path('/proc/cpuinfo')
+AVX512 = CPUINFO.exists() and 'avx512f' in CPUINFO.read_text()
 ENVIRONMENT = {
-  # XLA's matrix products, and what is done to them, by YNNPACK: a third less.
+  # XLA's matrix products by YNNPACK, a third less, and what is done to them too,
+  # which pays where registers are short.
   'XLA_FLAGS': (
     f'{os.environ.get("XLA_FLAGS", "")} '
-    '--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT'
+    '--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_'
+    + ('INDIVIDUAL_DOT' if AVX512 else 'DOT')
   ),
   # Either side keeps what it frees, in one heap for its one thread. XLA would
-  # hand back a step's whole memory, and fetching it anew is up to a third.
+  # hand back a step's whole memory, and fetching it anew is up to a third. What
+  # is freed joins its neighbours, or that memory may not fit its place any more.
   'GLIBC_TUNABLES': ':'.join(
     f'glibc.malloc.{setting}'
     for setting in (
@@ -45,6 +51,8 @@ ENVIRONMENT = {
       'mmap_max=0',
       'trim_threshold=4294967296',
       'top_pad=67108864',
+      'tcache_count=0',
+      'mxfast=0',
     )
   ),
 }
