@@ -41,6 +41,7 @@ class Conv(nn.Module):
     kernel_init: None draws like the bias: torch's default, kaiming_uniform with
       a = sqrt(5).
     lowering: See `convolve`.
+    folded: Whether the input has been through `lowering.fold`.
     dtype: Compute dtype; parameters are float32.
   """
 
@@ -50,11 +51,13 @@ class Conv(nn.Module):
   use_bias: bool = False
   kernel_init: nn.initializers.Initializer | None = None
   lowering: str = 'auto'
+  folded: bool = False
   dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, x: Float[Array, 'B Y X I']) -> Float[Array, 'B Yo Xo O']:
-    shape = (self.width, self.width, x.shape[-1], self.features)
+    inputs = x.shape[-1] // (self.stride**2 if self.folded else 1)
+    shape = (self.width, self.width, inputs, self.features)
     limit = 1 / math.sqrt(math.prod(shape[:-1]))
     init = self.kernel_init or uniform(limit)
     axes = (None, None, 'in', 'out')
@@ -62,7 +65,7 @@ class Conv(nn.Module):
       'kernel', nn.with_logical_partitioning(init, axes), shape
     )
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    y = convolve(x, kernel, self.stride, self.lowering)
+    y = convolve(x, kernel, self.stride, self.lowering, self.folded)
     if self.use_bias:
       init = nn.with_logical_partitioning(uniform(limit), ('out',))
       bias = self.param('bias', init, (self.features,))

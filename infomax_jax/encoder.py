@@ -11,7 +11,14 @@ from jaxtyping import Array, Float
 
 from infomax_jax.config import EncoderConfig
 from infomax_jax.conv import Conv, near_identity
-from infomax_jax.lowering import KEPT, average_pool, keep, rectify
+from infomax_jax.lowering import (
+  KEPT,
+  average_pool,
+  fold,
+  folds,
+  keep,
+  rectify,
+)
 from infomax_jax.mixture import Mixture
 from infomax_jax.norm import BatchNorm
 
@@ -69,17 +76,22 @@ class Residual(nn.Module):
   features: int
   width: int = 1
   stride: int = 1
+  folded: bool = False
 
   @nn.compact
   def __call__(
     self, x: Float[Array, 'B Y X I'], mode: Mode
   ) -> Float[Array, 'B Yo Xo O']:
     kwargs = dict(lowering=self.cfg.lowering, dtype=self.cfg.dtype)
-    y = Conv(self.features, self.width, self.stride, name='conv1', **kwargs)(x)
+    window = (self.width, self.stride)
+    conv1 = Conv(
+      self.features, *window, folded=self.folded, name='conv1', **kwargs
+    )
+    y = conv1(x)
     y = rectify(MaybeNorm(self.cfg, name='norm')(y, mode))
     zeros = nn.initializers.zeros
     y = Conv(self.features, kernel_init=zeros, name='conv2', **kwargs)(y)
-    skip = average_pool(x.astype(y.dtype), self.width, self.stride)
+    skip = average_pool(x.astype(y.dtype), *window, self.folded)
     more = self.features - skip.shape[-1]
     return keep(y + jnp.pad(skip, ((0, 0), (0, 0), (0, 0), (0, more))))
 
@@ -95,6 +107,7 @@ class Block(nn.Module):
   features: int
   width: int
   stride: int
+  folded: bool = False
 
   @nn.compact
   def __call__(
@@ -104,7 +117,8 @@ class Block(nn.Module):
     if self.cfg.remat:
       step = nn.remat(step, prevent_cse=False)
     args = (self.cfg, self.features)
-    x = step(Residual(*args, self.width, self.stride, name='first'), x)
+    window = (self.width, self.stride, self.folded)
+    x = step(Residual(*args, *window, name='first'), x)
     depth = self.cfg.n_depth - 1
     if depth:
       repeat = nn.scan(
@@ -165,7 +179,7 @@ class Encoder(nn.Module):
   def setup(self):
     cfg = self.cfg
     for i, layer in enumerate(cfg.layers):
-      setattr(self, f'layer{i}', _layer(cfg, layer))
+      setattr(self, f'layer{i}', _layer(cfg, layer, self._folded(i)))
     self.head5, self.head7 = Head(cfg), Head(cfg)
     if cfg.components:
       hidden = cfg.mixture_hidden or cfg.n_rkhs
@@ -229,14 +243,27 @@ class Encoder(nn.Module):
       layer, module = self.cfg.layers[i], getattr(self, f'layer{i}')
       if layer.kind == 'conv':
         edge = (layer.pad, layer.pad)
-        x = jnp.pad(x, ((0, 0), edge, edge, (0, 0)), mode='reflect')
-        x = rectify(module(x))
+        x = module(jnp.pad(x, ((0, 0), edge, edge, (0, 0)), mode='reflect'))
+        if self._folded(i + 1):
+          after = self.cfg.layers[i + 1]
+          x = fold(x, after.width, after.stride)
+        x = rectify(x)
       else:
         x = module(x, mode)
     return x
 
+  def _folded(self, i):
+    """Whether layer i finds its input folded, so that it is kept only once."""
+    layer, lowering = self.cfg.layers[i], self.cfg.lowering
+    rectified = i > 0 and self.cfg.layers[i - 1].kind == 'conv'
+    return (
+      rectified
+      and layer.kind == 'block'
+      and folds(layer.width, layer.stride, lowering)
+    )
 
-def _layer(cfg, layer):
+
+def _layer(cfg, layer, folded):
   window = (layer.features, layer.width, layer.stride)
   if layer.kind == 'conv':
     kwargs = dict(use_bias=True, lowering=cfg.lowering, dtype=cfg.dtype)
@@ -244,7 +271,7 @@ def _layer(cfg, layer):
   if layer.kind == 'residual':
     return Residual(cfg, *window)
   if layer.kind == 'block':
-    return Block(cfg, *window)
+    return Block(cfg, *window, folded=folded)
   return MaybeNorm(cfg) if layer.kind == 'norm' else BatchNorm(0.81)
 
 

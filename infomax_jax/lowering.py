@@ -84,11 +84,29 @@ def _add_bias_backward(_, dy):
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
+def folds(width: int, stride: int, lowering: Lowering) -> bool:
+  """Whether `convolve` folds the windows of its input into channels."""
+  return lowering != 'native' and stride > 1 and width % stride == 0
+
+
+def fold(
+  x: Float[Array, 'B Y X C'], width: int, stride: int
+) -> Float[Array, 'B y x S']:
+  """Windows of the stride as channels (row, column, channel)."""
+  return einops.rearrange(
+    _crop(x, width, stride),
+    'b (y i) (x j) c -> b y x (i j c)',
+    i=stride,
+    j=stride,
+  )
+
+
 def convolve(
   x: Float[Array, 'B Y X I'],
   kernel: Float[Array, 'h w I O'],
   stride: int,
   lowering: Lowering = 'auto',
+  folded: bool = False,
 ) -> Float[Array, 'B Yo Xo O']:
   """Convolution without padding by a square kernel.
 
@@ -97,10 +115,10 @@ def convolve(
   which pays with many channels on small maps. 'auto' folds strided windows into
   channels, so that those which do not overlap become a matmul too, and gathers
   windows where the map that goes out is at most 7x7, on CPUs only if it has at
-  least 512 channels.
+  least 512 channels. `folded` tells that x has been through `fold`.
   """
-  if lowering != 'native' and stride > 1 and len(kernel) % stride == 0:
-    x = keep(_fold(x, len(kernel), stride))
+  if folds(len(kernel), stride, lowering):
+    x = x if folded else keep(fold(x, len(kernel), stride))
     kernel, stride = _fold_kernel(kernel, stride), 1
   return _convolve(x, kernel, stride, lowering)
 
@@ -206,16 +224,6 @@ def _by_places(x, kernel, dy):
   return dx.astype(x.dtype), dkernels.reshape(kernel.shape)
 
 
-def _fold(x, width, stride):
-  """Windows of the stride as channels."""
-  return einops.rearrange(
-    _crop(x, width, stride),
-    'b (y i) (x j) c -> b y x (i j c)',
-    i=stride,
-    j=stride,
-  )
-
-
 def _fold_kernel(kernel, stride):
   return einops.rearrange(
     kernel, '(h i) (w j) c o -> h w (i j c) o', i=stride, j=stride
@@ -291,17 +299,20 @@ def _outer(x, dy):
 
 
 def average_pool(
-  x: Float[Array, 'B Y X C'], width: int, stride: int
+  x: Float[Array, 'B Y X C'], width: int, stride: int, folded: bool = False
 ) -> Float[Array, 'B Yo Xo C']:
   """Means of the windows that `convolve` sees; width is a multiple of stride.
 
   The sum over a stride first, then over neighbouring strides: no window is
   read twice, and the gradient is no dilated window, which CPUs are slow at.
+  `folded` tells that x has been through `fold`.
   """
   if width == 1:
     return x
   y = x.astype(jnp.float32)
-  if stride > 1:
+  if folded:
+    y = einops.reduce(y, 'b y x (w c) -> b y x c', 'sum', w=stride**2)
+  elif stride > 1:
     y = _crop(y, width, stride)
     y = einops.reduce(
       y, 'b (y i) (x j) c -> b y x c', 'sum', i=stride, j=stride

@@ -211,6 +211,12 @@ def test_lowerings_agree(rows, width, stride):
       ways.append(
         lambda x, kernel, n=name: lowering.convolve(x, kernel, stride, n)
       )
+    if lowering.folds(width, stride, 'auto'):
+      ways.append(
+        lambda x, kernel: lowering.convolve(
+          lowering.fold(x, width, stride), kernel, stride, folded=True
+        )
+      )
     maps = []
     for way in ways:
       y, pull = jax.vjp(way, x, kernel)
@@ -218,13 +224,17 @@ def test_lowerings_agree(rows, width, stride):
     if width % stride:
       return maps, None, None
     want = nn.avg_pool(x, (width,) * 2, (stride,) * 2)
-    return maps, want, lowering.average_pool(x, width, stride)
+    means = [lowering.average_pool(x, width, stride)]
+    if stride > 1:
+      parts = lowering.fold(x, width, stride)
+      means.append(lowering.average_pool(parts, width, stride, folded=True))
+    return maps, want, means
 
-  (want, *others), pooled, mean = outputs(x, kernel)
+  (want, *others), pooled, means = outputs(x, kernel)
   for got in others:  # The map, and the gradients of input and kernel.
     for a, b in zip(got, want, strict=True):
       np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
-  if pooled is not None:
+  for mean in means or ():
     np.testing.assert_allclose(mean, pooled, atol=1e-6)
 
 
