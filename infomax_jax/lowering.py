@@ -156,7 +156,7 @@ def _convolve_forward(x, kernel, stride, lowering):
 def _convolve_backward(stride, lowering, kept, dy):
   x, kernel = kept
   if kernel.shape[:2] == (1, 1) and stride == 1:
-    return _times_transposed(dy, kernel[0, 0]), _outer(x, dy)[None, None]
+    return _times_transposed(dy, kernel[0, 0]), outer(x, dy)[None, None]
   if lowering == 'native':
     return _pull(_compiled, x, kernel, stride, dy)
   _, default = _ways(x, kernel, stride, lowering)
@@ -205,7 +205,7 @@ def _by_places(x, kernel, dy):
     start = (0, place // width, place % width, 0)
     window = lax.dynamic_slice(x, start, sizes)
     part = _times_transposed(dy, kernels[place], jnp.float32)
-    return start, part, _outer(window, dy)
+    return start, part, outer(window, dy)
 
   def step(place, so_far):
     dx, dkernels = so_far
@@ -267,7 +267,7 @@ def _product_forward(x, kernel):
 
 def _product_backward(kept, dy):
   x, kernel = kept
-  return _times_transposed(dy, kernel), _outer(x, dy)
+  return _times_transposed(dy, kernel), outer(x, dy)
 
 
 _product.defvjp(_product_forward, _product_backward)
@@ -278,7 +278,9 @@ def _times_transposed(dy, kernel, dtype=None):
   return lax.dot_general(dy, kernel, axes, preferred_element_type=dtype)
 
 
-def _outer(x, dy):
+def outer(
+  x: Float[Array, '... I'], dy: Float[Array, '... O']
+) -> Float[Array, 'I O']:
   """Sum of x[..., i] dy[..., o] over all positions."""
   x, dy = (a.reshape(-1, a.shape[-1]) for a in (x, dy))
 

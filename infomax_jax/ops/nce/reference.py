@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from infomax_jax.lowering import outer
+
 # Up to here exp(-2 clip) is a normal float32, so that sums of exponentials may
 # be shifted by the largest score there can be rather than the largest there is.
 LARGEST_CLIP = 40.0
@@ -27,7 +29,7 @@ def against_all(
   @jax.checkpoint
   def rows(sources, index):
     sources = nn.with_logical_constraint(sources, (None, None, None))
-    raw = product('ikc,nc->ikn', sources, flat)
+    raw = _products(sources, flat) / math.sqrt(dim)
     same = index[:, None] == jnp.arange(flat.shape[0])[None] // locations
     log_sum = _log_sum_exp(clipped(raw, clip), ~same[:, None], clip)
     return log_sum, jnp.square(raw).sum((0, 2))
@@ -47,6 +49,29 @@ def against_all(
   )
   log_sums = log_sums.swapaxes(0, 1).reshape(-1, kinds)[:batch]
   return log_sums, squares.sum(0)
+
+
+@jax.custom_vjp
+def _products(
+  sources: Float[Array, 'B K C'], flat: Float[Array, 'N C']
+) -> Float[Array, 'B K N']:
+  """Of all pairs, float32; gradients turn sources and not what is N wide."""
+  return jnp.einsum(
+    'ikc,nc->ikn', sources, flat, preferred_element_type=jnp.float32
+  )
+
+
+def _products_forward(sources, flat):
+  return _products(sources, flat), (sources, flat)
+
+
+def _products_backward(kept, g):
+  sources, flat = kept
+  back = jnp.einsum('ikn,nc->ikc', g, flat)
+  return back.astype(sources.dtype), outer(g, sources).astype(flat.dtype)
+
+
+_products.defvjp(_products_forward, _products_backward)
 
 
 def product(
