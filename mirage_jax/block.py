@@ -14,7 +14,8 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mirage_jax import config, rope, sharding, tokens
+from mirage_jax import config, heads, rope, sharding, tokens
+from mirage_jax.heads import HeadNorm, rms_norm
 from mirage_jax.linear import Linear
 from mirage_jax.ops.attention import parallel
 
@@ -23,7 +24,6 @@ from mirage_jax.ops.attention import parallel
 # before the last changed ('change'). Given some of it, it computes that no more.
 CACHE = 'cache'
 EPS = 1e-6
-QK_EPS = 1e-5
 
 
 @flax.struct.dataclass
@@ -43,7 +43,7 @@ class Context:
   """
 
   cond: Mapping[str, jax.Array]
-  tables: Mapping[str, tuple[jax.Array, jax.Array]]
+  tables: Mapping[str, rope.Tables]
   mask: jax.Array | None = None
   audio: jax.Array | None = None
   audio_mask: jax.Array | None = None
@@ -53,12 +53,6 @@ class Context:
 def keeps(module: nn.Module) -> bool:
   """Whether `CACHE` is to be filled."""
   return module.is_mutable_collection(CACHE) and not module.is_initializing()
-
-
-def rms_norm(x: Float[Array, '...'], eps: float) -> Float[Array, '...']:
-  """x over its root mean square along the last axis, in float32."""
-  x = x.astype(jnp.float32)
-  return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + eps)
 
 
 def attend(
@@ -76,27 +70,6 @@ def attend(
     layout = sharding.attention_layout(cfg.attention, cfg.context, cfg.ring)
     options = dict(implementation=cfg.attention, layout=layout)
   return parallel.attention(q, k, v, mask, split_keys=split_keys, **options)
-
-
-class HeadNorm(nn.Module):
-  """RMSNorm of every head with one learned weight; keeps the dtype.
-
-  Attributes:
-    alignment: If not 0, a learned bias is added, see `rope.init_alignment`.
-  """
-
-  alignment: float = 0.0
-
-  @nn.compact
-  def __call__(self, x: Float[Array, 'B T H D']) -> Float[Array, 'B T H D']:
-    ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ('kv',))
-    weight = self.param('scale', ones, x.shape[-1:], jnp.float32)
-    y = rms_norm(x, QK_EPS) * weight[None, None, None]
-    if self.alignment:
-      init = lambda key, shape: rope.init_alignment(shape, self.alignment)
-      init = nn.with_logical_partitioning(init, ('heads', 'kv'))
-      y = y + self.param('bias', init, x.shape[-2:])[None, None]
-    return y.astype(x.dtype)
 
 
 class Modulation(nn.Module):
@@ -142,22 +115,23 @@ class Stream(nn.Module):
 
   def setup(self):
     cfg, width = self.cfg, self.stream.width
-    heads, names = (cfg.num_heads, cfg.head_dim), ('heads', 'kv')
+    sizes, names = (cfg.num_heads, cfg.head_dim), ('heads', 'kv')
     count = 3 if self.updates else 2
     self.modulation = Modulation(width, 4 if self.updates else 1)
     self.qkv = Linear(
-      (width, count, *heads),
+      (width, count, *sizes),
       ('embed', None, *names),
       use_bias=False,
       dtype=cfg.dtype,
     )
     alignment = cfg.time_alignment
     timed = self.name in cfg.frame_streams()
-    self.k_norm = HeadNorm(alignment if timed else 0.0)
+    self.k_norm = HeadNorm(sizes, alignment if timed else 0.0)
     if self.updates:
-      self.q_norm = HeadNorm(alignment if self.name == 'video' else 0.0)
+      video = self.name == 'video'
+      self.q_norm = HeadNorm(sizes, alignment if video else 0.0)
       self.out = Linear(
-        (*heads, width), (*names, 'embed'), num_in=2, dtype=cfg.dtype
+        (*sizes, width), (*names, 'embed'), num_in=2, dtype=cfg.dtype
       )
       self.mlp = SwiGlu(width, self.stream.mlp_dim, cfg.dtype)
 
@@ -172,13 +146,19 @@ class Stream(nn.Module):
     name = self.name
     y = (rms_norm(x, EPS) * (1 + scales[0])).astype(x.dtype)
     parts = self.qkv(y)
+    # Other streams are short.
+    known = name == 'video' and self.updates and name in context.tables
+    if known and not self.is_initializing():
+      norms = self.q_norm, self.k_norm
+      if found := heads.fused(self.cfg, parts, norms, context.tables[name]):
+        return found[0][:, self.skip :], *found[1:]
     k, v = self.k_norm(parts[:, :, -2]), parts[:, :, -1]
     q = self.q_norm(parts[:, self.skip :, 0]) if self.updates else None
     if name in context.tables:
       tables = context.tables[name]
       k = rope.apply_rotary(k, tables)
       if q is not None:
-        q = rope.apply_rotary(q, tuple(t[:, self.skip :] for t in tables))
+        q = rope.apply_rotary(q, tables.after(self.skip))
     return q, k, v
 
   def project(self, heads: Float[Array, 'B T H D']) -> Float[Array, 'B T W']:
@@ -248,7 +228,7 @@ class CrossAttention(nn.Module):
     self, x: Float[Array, 'B T W'], context: Context
   ) -> Float[Array, 'B T W']:
     cfg, width, wide = self.cfg, x.shape[-1], self.cfg.audio.width
-    heads, names = (cfg.num_heads, cfg.head_dim), ('heads', 'kv')
+    sizes, names = (cfg.num_heads, cfg.head_dim), ('heads', 'kv')
     scale, gate = Modulation(width, 2, name='modulation')(
       context.cond['video'], self.lengths
     )
@@ -256,21 +236,20 @@ class CrossAttention(nn.Module):
       scale, gate = scale[:, self.skip :], gate[:, self.skip :]
     y = (rms_norm(x, EPS) * (1 + scale)).astype(x.dtype)
     options = dict(use_bias=False, dtype=cfg.dtype)
-    q = Linear((width, *heads), ('embed', *names), name='q', **options)(y)
+    q = Linear((width, *sizes), ('embed', *names), name='q', **options)(y)
     kv = Linear(
-      (wide, 2, *heads), ('embed', None, *names), name='kv', **options
+      (wide, 2, *sizes), ('embed', None, *names), name='kv', **options
     )(context.audio)
-    q = HeadNorm(cfg.time_alignment, name='q_norm')(q)
-    k = HeadNorm(cfg.time_alignment, name='k_norm')(kv[:, :, 0])
+    q = HeadNorm(sizes, cfg.time_alignment, name='q_norm')(q)
+    k = HeadNorm(sizes, cfg.time_alignment, name='k_norm')(kv[:, :, 0])
     if 'video' in context.tables:
-      tables = tuple(t[:, self.skip :] for t in context.tables['video'])
-      q = rope.apply_rotary(q, tables)
+      q = rope.apply_rotary(q, context.tables['video'].after(self.skip))
     if 'audio' in context.tables:
       k = rope.apply_rotary(k, context.tables['audio'])
     mask = context.audio_mask
     (y,) = attend(self, [q], [k], [kv[:, :, 1]], mask, split_keys=False)
     y = Linear(
-      (*heads, width), (*names, 'embed'), 2, dtype=cfg.dtype, name='out'
+      (*sizes, width), (*names, 'embed'), 2, dtype=cfg.dtype, name='out'
     )(y)
     if mask is not None:
       # Without audio not even the bias counts, as if there were no layer.

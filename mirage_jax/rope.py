@@ -12,6 +12,7 @@ frame, the others six.
 
 from collections.abc import Sequence
 
+import flax.struct
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
@@ -114,28 +115,86 @@ def init_alignment(
   return jnp.asarray(bias)
 
 
+@flax.struct.dataclass
+class Tables:
+  """Where the pairs of some tokens are turned to.
+
+  Attributes:
+    turns: Cosines, then sines, of every angle, float32 [_ H T 2P]. They have no
+      gradient: frequencies get theirs where they turn something, so that none of
+      every angle is summed up over all blocks.
+    positions: Of the tokens [_ T 3], without a gradient, too.
+    frequencies: [3 H P].
+  """
+
+  turns: jax.Array
+  positions: jax.Array
+  frequencies: jax.Array
+
+  def after(self, start: int) -> 'Tables':
+    """Those of the tokens from `start` on."""
+    positions = self.positions[:, start:]
+    return self.replace(turns=self.turns[:, :, start:], positions=positions)
+
+
 def rotary_tables(
   frequencies: Float[Array, '3 H P'], positions: Float[Array, 'B T 3']
-) -> tuple[Float[Array, 'B T H P'], Float[Array, 'B T H P']]:
-  """Cosines and sines of every token's angles, float32."""
-  angles = jnp.einsum(
-    'BTA,AHP->BTHP',
-    positions,
-    frequencies,
-    precision=jax.lax.Precision.HIGHEST,
-  )
-  return jnp.cos(angles), jnp.sin(angles)
+) -> Tables:
+  """Cosines and sines of every token's angles."""
+  # Not a product of matrices: three deep it would waste a matrix unit, and libtpu
+  # takes minutes to compile it in float32.
+  parts = [
+    positions[:, None, :, axis, None] * frequencies[None, axis, :, None]
+    for axis in range(3)
+  ]
+  angles = parts[0] + parts[1] + parts[2]
+  turns = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+  stop = jax.lax.stop_gradient
+  return Tables(stop(turns), stop(positions), frequencies)
 
 
 def apply_rotary(
-  x: Float[Array, 'B T H D'],
-  tables: tuple[Float[Array, '_ T H P'], Float[Array, '_ T H P']],
+  x: Float[Array, 'B T H D'], tables: Tables
 ) -> Float[Array, 'B T H D']:
   """Turns the pairs (d, d + D/2) of queries or keys; keeps the dtype."""
-  cos, sin = tables
+  return _turn(x, tables.turns, tables.positions, tables.frequencies)
+
+
+@jax.custom_vjp
+def _turn(x, turns, positions, frequencies):
+  return _forward(x, turns, positions, frequencies)[0]
+
+
+def _forward(x, turns, positions, frequencies):
+  del frequencies  # They are in the turns.
+  first, second = _turned(x, turns)
+  out = jnp.concatenate([first, second], axis=-1).astype(x.dtype)
+  return out, (x, turns, positions)
+
+
+def _backward(saved, gradient):
+  x, turns, positions = saved
+  first, second = _turned(x, turns)
+  ahead, after = jnp.split(gradient.astype(jnp.float32), 2, axis=-1)
+  # The way of a point on a circle is at right angles to its place.
+  angles = after * first - ahead * second
+  dx = jnp.concatenate(_turned(gradient, turns, back=True), axis=-1)
+  frequencies = [
+    jnp.sum(positions[:, :, axis, None, None] * angles, axis=(0, 1))
+    for axis in range(3)
+  ]
+  return dx.astype(x.dtype), None, None, jnp.stack(frequencies)
+
+
+_turn.defvjp(_forward, _backward)
+
+
+def _turned(x, turns, back=False):
+  """Both halves, in float32."""
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  turned = [first * cos - second * sin, second * cos + first * sin]
-  return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+  cos, sin = jnp.split(jnp.swapaxes(turns, 1, 2), 2, axis=-1)
+  sin = -sin if back else sin
+  return [first * cos - second * sin, second * cos + first * sin]
 
 
 def reference_times(seconds: float, past: int) -> np.ndarray:

@@ -165,7 +165,8 @@ def mochi_rows(
   for path, name in OUTSIDE.items():
     yield name, ours[path], seen[name].numpy()
   tables = rotary(toy, weights)
-  for part, got, want in zip(('cos', 'sin'), tables, seen['rope'], strict=True):
+  ours = np.split(np.swapaxes(tables.turns, 1, 2), 2, axis=-1)
+  for part, got, want in zip(('cos', 'sin'), ours, seen['rope'], strict=True):
     yield f'rope, {part}', np.asarray(got).reshape(want.shape), want.numpy()
   streams = patches, seen['time_embed'][1].numpy()
   vector = nn.silu(seen['time_embed'][0].numpy())[:, None]
@@ -174,7 +175,7 @@ def mochi_rows(
     streams = tuple(x.numpy() for x in seen[at])
 
 
-def rotary(toy: Toy, weights: Any) -> tuple[jax.Array, jax.Array]:
+def rotary(toy: Toy, weights: Any) -> rope.Tables:
   """The rotary tables of the video."""
   shape, size = toy.inputs['video'].shape, toy.cfg.patch_size
   times = np.arange(shape[1], dtype=np.float32)[None]
@@ -190,7 +191,7 @@ def block_rows(
   i: int,
   streams: tuple[np.ndarray, np.ndarray],
   vector: jax.Array,
-  tables: tuple[jax.Array, jax.Array],
+  tables: rope.Tables,
   seen: dict[str, Any],
 ) -> Iterator[Row]:
   """The outputs of block i, of its attention and of its MLPs."""
