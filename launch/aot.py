@@ -4,10 +4,10 @@ r"""Compiles a config's real step for TPUs that are not there.
       --topology v5p:8x8x4 --report out.html
 
 Any config, any topology that libtpu knows (v5e:4x4, v6e:16x16, tpu7x:4x4x8,
-...), on a CPU with `pip install 'jax[tpu]'`. Prints what a device's memory
-holds, the collectives, the longest kernels and, modelled, the time of a step
-and its MFU; `aot_cycles` says how good the model is. Exits with 1 if the step
-does not fit, and says what would.
+...; 2xv5p:8x8x4 for two slices), on a CPU with `pip install 'jax[tpu]'`. Prints
+what a device's memory holds, the collectives, the longest kernels and, modelled,
+the time of a step and its MFU; `aot_cycles` says how good the model is. Exits
+with 1 if the step does not fit, and says what would.
 """
 
 from collections.abc import Callable, Iterator

@@ -7,6 +7,7 @@ fitted, see `aot_cycles`.
 
 from collections.abc import Sequence
 import dataclasses
+import re
 from typing import Any
 
 from launch.errors import UserError
@@ -53,13 +54,19 @@ CHIPS = {
 EXAMPLES = 'v5e:4x4, v5p:8x8x4, v6e:16x16, tpu7x:4x4x8'
 
 
+def slices(topology: str) -> tuple[int, str]:
+  """How many slices, and the topology of one: 2xv5p:8x8x4 is two of v5p:8x8x4."""
+  found = re.fullmatch(r'([1-9]\d*)x(\D.*)', topology)
+  return (int(found[1]), found[2]) if found else (1, topology)
+
+
 def chip(topology: str) -> Chip:
   """The generation before the colon of a topology's name.
 
   Raises:
     UserError: there are no figures for it.
   """
-  generation = topology.partition(':')[0]
+  generation = slices(topology)[1].partition(':')[0]
   if generation not in CHIPS:
     raise UserError(
       f'--topology={topology}: no figures for {generation!r}, only for '
@@ -84,9 +91,11 @@ def devices(topology: str) -> Sequence[Any]:
     raise UserError(
       "libtpu is not installed: pip install 'jax[tpu]'; it runs without a TPU"
     ) from error
+  count, name = slices(topology)
+  options = dict(num_slices=count) if count > 1 else {}
   try:
     return topologies.get_topology_desc(
-      platform='tpu', topology_name=topology
+      platform='tpu', topology_name=name, **options
     ).devices
   except Exception as error:  # libtpu's errors have no class of their own.
     said = str(error).splitlines()[0]
@@ -98,10 +107,12 @@ def devices(topology: str) -> Sequence[Any]:
 
 def near(topology: str) -> str:
   """What libtpu knows: hosts hold 2 x 2 chips. EXAMPLES if it tells no size."""
-  generation, _, layout = topology.partition(':')
+  count, name = slices(topology)
+  generation, _, layout = name.partition(':')
   sides = layout.split('x')
   if len(sides) not in (2, 3) or not all(side.isdecimal() for side in sides):
     return EXAMPLES
   even = [max(2, -(-int(side) // 2) * 2) for side in sides]
   even[2:] = [side if int(side) > 1 else 1 for side in sides[2:]]
-  return f'{generation}:{"x".join(map(str, even))}'
+  before = f'{count}x' if count > 1 else ''
+  return f'{before}{generation}:{"x".join(map(str, even))}'

@@ -113,7 +113,7 @@ def make_mesh(
 
 
 def _slice(device):
-  """Which slice of a multislice job it is in; a topology's have no number."""
+  """Which slice of a multislice job it is in; one slice's may have no number."""
   return getattr(device, 'slice_index', 0) if device.platform == 'tpu' else 0
 
 

@@ -93,8 +93,15 @@ def test_a_topology_near_a_wrong_one():
   assert aot_chips.near('v5p:3x3x3') == 'v5p:4x4x3'
   assert aot_chips.near('v6e:1x1') == 'v6e:2x2'
   assert aot_chips.near('tpu7x:2x3x0') == 'tpu7x:2x4x1'
+  assert aot_chips.near('2xv5p:3x3x3') == '2xv5p:4x4x3'
   assert aot_chips.near('v5e:16') == aot_chips.near('v5e:axb')
   assert aot_chips.near('v5e:16') == aot_chips.EXAMPLES
+
+
+def test_a_topology_of_several_slices():
+  assert aot_chips.slices('2xv5p:8x8x4') == (2, 'v5p:8x8x4')
+  assert aot_chips.slices('v5p:8x8x4') == (1, 'v5p:8x8x4')
+  assert aot_chips.chip('16xv6e:2x2') is aot_chips.CHIPS['v6e']
 
 
 def compile_toy(**overrides):
