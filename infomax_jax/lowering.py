@@ -13,12 +13,13 @@ from jax import lax, numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from infomax_jax.ops.outer import NARROW, WIDE, outer
+
 Lowering = Literal['auto', 'native', 'matmul']
 
-SMALL = 7  # rows of an output on which 'auto' gathers windows into a matmul
-WIDE = 512  # channels of an output from which that pays on CPUs
-NARROW = 128  # channels up to which a product is bound by reading them
-VECTOR = 16  # float32 in a register
+# Rows of an output on which 'auto' gathers windows into a matmul; on CPUs that
+# pays from `WIDE` channels of it.
+SMALL = 7
 KEPT = 'kept'  # what `keep` names
 
 
@@ -276,28 +277,6 @@ _product.defvjp(_product_forward, _product_backward)
 def _times_transposed(dy, kernel, dtype=None):
   axes = (((dy.ndim - 1,), (1,)), ((), ()))
   return lax.dot_general(dy, kernel, axes, preferred_element_type=dtype)
-
-
-def outer(
-  x: Float[Array, '... I'], dy: Float[Array, '... O']
-) -> Float[Array, 'I O']:
-  """Sum of x[..., i] dy[..., o] over all positions."""
-  x, dy = (a.reshape(-1, a.shape[-1]) for a in (x, dy))
-
-  def plain(x, dy):
-    return lax.dot_general(x, dy, (((0,), (0,)), ((), ())))
-
-  def transposed(x, dy):
-    # XLA is half as fast at it, and would put it together again. Of x it would
-    # be made in the forward pass, and held.
-    product = jnp.dot(lax.optimization_barrier(dy.T), x)
-    return lax.optimization_barrier(product).T
-
-  inputs, outputs = x.shape[-1], dy.shape[-1]
-  narrow = outputs < inputs <= NARROW and not inputs % VECTOR
-  if not narrow and max(inputs, outputs) < WIDE:
-    return plain(x, dy)
-  return lax.platform_dependent(x, dy, cpu=transposed, default=plain)
 
 
 def average_pool(

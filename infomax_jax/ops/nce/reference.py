@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from infomax_jax.lowering import outer
+from infomax_jax.ops.outer import outer
 
 # Up to here exp(-2 clip) is a normal float32, so that sums of exponentials may
 # be shifted by the largest score there can be rather than the largest there is.
