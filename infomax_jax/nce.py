@@ -74,7 +74,7 @@ def score(
   negative, squares = against_all(
     sources, targets, clip=clip, block=block, implementation=implementation
   )
-  positive = clipped(product('ikc,ilc->ikl', sources, targets), clip)
+  positive = clipped(product(sources, targets), clip)
   return Scores(
     log_softmax=-jax.nn.softplus(negative[:, :, None] - positive),
     positive=positive,

@@ -10,7 +10,7 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mirage_jax.block import rms_norm
+from mirage_jax.heads import rms_norm
 from mirage_jax.linear import Linear
 from mirage_jax.ops.attention import attention
 from mirage_jax.ops.attention.reference import MASKED

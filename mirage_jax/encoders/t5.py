@@ -11,9 +11,9 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mirage_jax.block import rms_norm
 from mirage_jax.encoders import layers
 from mirage_jax.encoders.relative import RelativeBias
+from mirage_jax.heads import rms_norm
 from mirage_jax.linear import Linear
 
 

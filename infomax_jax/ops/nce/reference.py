@@ -75,11 +75,11 @@ _products.defvjp(_products_forward, _products_backward)
 
 
 def product(
-  axes: str, sources: Float[Array, '...'], targets: Float[Array, '...']
-) -> Float[Array, '...']:
-  """Unclipped scores, float32."""
+  sources: Float[Array, 'B K C'], targets: Float[Array, 'B L C']
+) -> Float[Array, 'B K L']:
+  """Unclipped scores of each image's own, float32."""
   scores = jnp.einsum(
-    axes, sources, targets, preferred_element_type=jnp.float32
+    'ikc,ilc->ikl', sources, targets, preferred_element_type=jnp.float32
   )
   return scores / math.sqrt(sources.shape[-1])
 

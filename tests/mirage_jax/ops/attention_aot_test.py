@@ -1,11 +1,8 @@
 """The TPU kernels, compiled for TPUs that are not there."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+
+from tests import tpu_target
 
 PROGRAM = """
 import json, sys
@@ -48,22 +45,7 @@ print(json.dumps({
   [('v5e:2x2', 64), ('v5p:2x2x1', 128), ('v6e:2x2', 128), ('tpu7x:2x2x1', 256)],
 )
 def test_compiles_and_keeps_no_weights(topology, dim):
-  pytest.importorskip('libtpu', reason="needs pip install 'jax[tpu]'")
-  environment = os.environ | {
-    'TPU_SKIP_MDS_QUERY': '1',
-    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-    'TPU_WORKER_HOSTNAMES': 'localhost',
-    'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
-    'JAX_PLATFORMS': 'cpu',
-  }
-  run = subprocess.run(
-    [sys.executable, '-c', PROGRAM, topology, str(dim)],
-    env=environment,
-    capture_output=True,
-    text=True,
-  )
-  assert run.returncode == 0, run.stderr[-3000:]
-  out = json.loads(run.stdout.splitlines()[-1])
+  out = tpu_target.run(PROGRAM, topology, str(dim))
   assert out['forward'] and out['backward']
   # The weights alone would be 2 x 3 heads x 900 x 900 in bfloat16.
   padded = 2 * 3 * 1024 * dim

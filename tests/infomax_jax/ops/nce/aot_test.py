@@ -1,11 +1,8 @@
 """The kernels inside a sharded program, compiled for TPUs not there."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+
+from tests import tpu_target
 
 # One device's scores are the largest array there could be.
 PROGRAM = """
@@ -50,25 +47,8 @@ print(json.dumps({
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-  'topology', ['v5e:2x2', 'v5p:2x2x1', 'v6e:2x2', 'tpu7x:2x2x1']
-)
+@pytest.mark.parametrize('topology', tpu_target.TOPOLOGIES)
 def test_compiles_and_keeps_no_scores(topology):
-  pytest.importorskip('libtpu', reason="needs pip install 'jax[tpu]'")
-  environment = os.environ | {
-    'TPU_SKIP_MDS_QUERY': '1',
-    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-    'TPU_WORKER_HOSTNAMES': 'localhost',
-    'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
-    'JAX_PLATFORMS': 'cpu',
-  }
-  run = subprocess.run(
-    [sys.executable, '-c', PROGRAM, topology],
-    env=environment,
-    capture_output=True,
-    text=True,
-  )
-  assert run.returncode == 0, run.stderr[-3000:]
-  out = json.loads(run.stdout.splitlines()[-1])
+  out = tpu_target.run(PROGRAM, topology)
   assert out['forward'] and out['backward'] and out['reduced']
   assert out['temp'] < out['scores']
