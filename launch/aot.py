@@ -61,14 +61,6 @@ _CYCLES = flags.DEFINE_bool(
   'own ones and Pallas kernels have no time; compiles a few times faster',
 )
 
-# No TPU is asked for, and none is locked against other processes.
-ENVIRONMENT = {
-  'TPU_SKIP_MDS_QUERY': '1',
-  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-  'TPU_WORKER_HOSTNAMES': 'localhost',
-  'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
-}
-
 
 def main(_: list[str]) -> None:
   with one_line():
@@ -142,7 +134,7 @@ def dumped(schedules: bool) -> Iterator[Callable]:
   The lookup takes (name of the instruction, whether it is a Pallas kernel,
   chip=) and returns `aot_cycles.Cycles` or None.
   """
-  for name, value in ENVIRONMENT.items():
+  for name, value in aot_chips.ENVIRONMENT.items():
     os.environ.setdefault(name, value)
   jax.config.update('jax_platforms', 'cpu')
   # What comes out of a cache has not been scheduled, and so not dumped.

@@ -12,6 +12,14 @@ from typing import Any
 
 from launch.errors import UserError
 
+# For libtpu: no TPU is asked for, and none is locked against other processes.
+ENVIRONMENT = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launch.aot import ENVIRONMENT
+from launch.aot_chips import ENVIRONMENT
 
 TOPOLOGIES = ('v5e:2x2', 'v5p:2x2x1', 'v6e:2x2', 'tpu7x:2x2x1')
 
