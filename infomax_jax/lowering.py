@@ -13,13 +13,15 @@ from jax import lax, numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from infomax_jax.ops.outer import NARROW, WIDE, outer
+from infomax_jax.ops.outer import WIDE, outer
 
 Lowering = Literal['auto', 'native', 'matmul']
 
 # Rows of an output on which 'auto' gathers windows into a matmul; on CPUs that
 # pays from `WIDE` channels of it.
 SMALL = 7
+# Numbers in a window up to which it is gathered for the gradient of a kernel.
+NARROW = 128
 KEPT = 'kept'  # what `keep` names
 
 
@@ -184,6 +186,8 @@ def _by_windows(x, kernel, stride, dy):
   """For the kernel XLA would copy x with images for channels, one by one."""
   width = len(kernel)
   if stride == 1 and width**2 * x.shape[-1] > NARROW:
+    if dy.shape[1] > SMALL and x.shape[-1] < WIDE:
+      return _spread(kernel, dy), _kernel_by_places(x, dy, width)
     return _by_places(x, kernel, dy)
   (dx,) = jax.vjp(lambda x: _compiled(x, kernel, stride), x)[1](dy)
   # Channel by channel: rows of a few would be shorter than a register.
@@ -193,11 +197,30 @@ def _by_windows(x, kernel, stride, dy):
   return dx, dkernel.reshape(kernel.shape)
 
 
+def _spread(kernel, dy):
+  """The gradient of x: a convolution of padded dy, the kernel turned around."""
+  edge = (len(kernel) - 1,) * 2
+  # Or XLA would pad within the convolution, which takes three times as long.
+  dy = lax.optimization_barrier(jnp.pad(dy, ((0, 0), edge, edge, (0, 0))))
+  return _compiled(dy, kernel[::-1, ::-1].swapaxes(2, 3), 1)
+
+
+def _kernel_by_places(x, dy, width):
+  """In a loop, or XLA would cut out windows in the forward pass and hold them."""
+  sizes = (*dy.shape[:3], x.shape[-1])
+
+  def gradient(place):
+    start = (0, place // width, place % width, 0)
+    return outer(lax.dynamic_slice(x, start, sizes), dy)
+
+  each = lax.map(gradient, jnp.arange(width**2))
+  return each.reshape(width, width, *each.shape[1:])
+
+
 def _by_places(x, kernel, dy):
   """Both gradients, one place of the kernel after another.
 
-  A convolution of dy would see more of its padding than of a small map. And in
-  a loop, or XLA would cut out all windows in the forward pass, and hold them.
+  `_spread` would see more of its padding than of a small map.
   """
   width, sizes = len(kernel), (*dy.shape[:3], x.shape[-1])
   kernels = kernel.reshape(-1, *kernel.shape[2:])

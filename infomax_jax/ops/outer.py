@@ -4,8 +4,6 @@ from jax import lax, numpy as jnp
 from jaxtyping import Array, Float
 
 WIDE = 512  # channels from which turning one side pays on CPUs
-NARROW = 128  # channels up to which a product is bound by reading them
-VECTOR = 16  # float32 in a register
 
 
 def outer(
@@ -17,6 +15,9 @@ def outer(
   def plain(x, dy):
     return lax.dot_general(x, dy, (((0,), (0,)), ((), ())))
 
+  def swapped(x, dy):  # Better with the fewer channels on its left.
+    return lax.optimization_barrier(plain(dy, x)).T
+
   def transposed(x, dy):
     # XLA is half as fast at it, and would put it together again. Of x it would
     # be made in the forward pass, and held.
@@ -24,7 +25,10 @@ def outer(
     return lax.optimization_barrier(product).T
 
   inputs, outputs = x.shape[-1], dy.shape[-1]
-  narrow = outputs < inputs <= NARROW and not inputs % VECTOR
-  if not narrow and max(inputs, outputs) < WIDE:
+  if max(inputs, outputs) >= WIDE:
+    cpu = transposed
+  elif outputs < inputs:
+    cpu = swapped
+  else:
     return plain(x, dy)
-  return lax.platform_dependent(x, dy, cpu=transposed, default=plain)
+  return lax.platform_dependent(x, dy, cpu=cpu, default=plain)
