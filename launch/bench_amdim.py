@@ -34,11 +34,13 @@ CPUINFO = pathlib.Path('/proc/cpuinfo')
 AVX512 = CPUINFO.exists() and 'avx512f' in CPUINFO.read_text()
 ENVIRONMENT = {
   # XLA's matrix products by YNNPACK, a third less, and what is done to them too,
-  # which pays where registers are short.
+  # which pays where registers are short. One thread gains nothing by the default
+  # order of operations, which allows many at once and holds what they need.
   'XLA_FLAGS': (
     f'{os.environ.get("XLA_FLAGS", "")} '
     '--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_'
     + ('INDIVIDUAL_DOT' if AVX512 else 'DOT')
+    + ' --xla_cpu_enable_concurrency_optimized_scheduler=false'
   ),
   # Either side keeps what it frees, in one heap for its one thread. XLA would
   # hand back a step's whole memory, and fetching it anew is up to a third. What
