@@ -220,7 +220,8 @@ def _kernel_by_places(x, dy, width):
 def _by_places(x, kernel, dy):
   """Both gradients, one place of the kernel after another.
 
-  `_spread` would see more of its padding than of a small map.
+  `_spread` would see more of its padding than of a small map. In a loop, as in
+  `_kernel_by_places`.
   """
   width, sizes = len(kernel), (*dy.shape[:3], x.shape[-1])
   kernels = kernel.reshape(-1, *kernel.shape[2:])
