@@ -6,6 +6,8 @@ import { Stage } from './stage.js';
 
 let facts = null;
 let jobs = new Map(); // By their ids, the newest first; another one if changed.
+const cards = new Map(); // By the same ids: they outlive a change of their job,
+// else a press whose release comes after one would be no click.
 
 const stage = new Stage(
   (job) => {
@@ -26,16 +28,44 @@ function select(job) {
 }
 
 function history() {
+  const list = $('history');
   $('history-title').hidden = !jobs.size;
-  $('history').replaceChildren(...[...jobs.values()].map(card));
+  for (const [id, item] of cards) {
+    if (jobs.has(id)) continue;
+    item.remove();
+    cards.delete(id);
+  }
+  [...jobs.values()].forEach((job, place) => {
+    const item = card(job);
+    const there = list.children[place];
+    if (there !== item) list.insertBefore(item, there ?? null);
+  });
 }
 
 function card(job) {
+  if (!cards.has(job.id)) cards.set(job.id, emptyCard(job.id));
+  const item = cards.get(job.id);
+  const button = item.querySelector('.card');
+  button.setAttribute('aria-current', stage.job?.id === job.id);
+  const shows = JSON.stringify([job.state, job.seconds, title(job)]);
+  if (item.dataset.shows === shows) return item;
+  item.dataset.shows = shows;
+  button.replaceChildren(...contents(job));
+  if (hasEnded(job) && !item.querySelector('.bin')) item.append(bin(job));
+  return item;
+}
+
+function emptyCard(id) {
   const item = document.createElement('li');
   const button = document.createElement('button');
   button.className = 'card';
   button.type = 'button';
-  button.setAttribute('aria-current', stage.job?.id === job.id);
+  button.addEventListener('click', () => select(jobs.get(id)));
+  item.append(button);
+  return item;
+}
+
+function contents(job) {
   const picture = document.createElement(job.state === 'done' ? 'video' : 'div');
   if (job.state === 'done') {
     picture.muted = true;
@@ -51,11 +81,7 @@ function card(job) {
   const time = new Date(job.created * 1000);
   small.textContent = time.toLocaleTimeString([], { timeStyle: 'short' })
     + (job.seconds ? ` · ${job.seconds.toFixed(1)} s` : '');
-  button.append(picture, name, small);
-  button.addEventListener('click', () => select(jobs.get(job.id)));
-  item.append(button);
-  if (hasEnded(job)) item.append(bin(job));
-  return item;
+  return [picture, name, small];
 }
 
 function bin(job) {

@@ -260,11 +260,16 @@ def test_cards_of_jobs_that_are_not_on_the_stage_go_on(page):
     page('text_to_speech').send_keys(words)
     page.click('make')
     page.until(lambda words=words: words in page.cards())
-  page.driver.find_elements(By.CLASS_NAME, 'card')[1].click()
+  second, first = page.driver.find_elements(By.CLASS_NAME, 'card')
+  first.click()
   page.until_status('done in ')
   assert page('title').text == 'first'
+  assert page.driver.switch_to.active_element == first
   script = 'return document.querySelectorAll(".card video").length'
   page.until(lambda: page.run(script) == 2)
+  # The cards are those of before, though what they show has changed.
+  second.click()
+  page.until(lambda: page('title').text == 'second')
 
 
 def test_a_video_can_be_cancelled(page):
