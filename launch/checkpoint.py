@@ -5,7 +5,9 @@ visible only once it is complete, so a run killed while saving loses that save
 and nothing else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -114,6 +116,30 @@ def damaged(path: pathlib.Path, error: Exception) -> UserError:
     f'{path} cannot be restored ({type(error).__name__}: {reason}): it is '
     'damaged or of another model; delete it to fall back on an earlier step'
   )
+
+
+@contextlib.contextmanager
+def claimed(workdir: str | os.PathLike, config: Mapping) -> Iterator[None]:
+  """Claims a workdir, and keeps other runs out while this one is at work there.
+
+  A killed run leaves the lock's file, not the lock.
+
+  Raises:
+    UserError: another run is there, or see `claim_workdir`.
+  """
+  # One for each process: those of one run may share the folder.
+  path = pathlib.Path(workdir) / f'.lock.{jax.process_index()}'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open('w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UserError(
+        f'{workdir}: another run is at work there: stop it first, or give '
+        'this one a new --workdir'
+      ) from error
+    claim_workdir(workdir, config)
+    yield
 
 
 def claim_workdir(workdir: str | os.PathLike, config: Mapping) -> None:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from launch import mesh as mesh_lib, warm_start
-from launch.checkpoint import Checkpoints, claim_workdir
+from launch.checkpoint import Checkpoints, claimed
 from launch.errors import UserError
 from launch.signals import Termination
 from launch.stopwatch import Stopwatch
@@ -167,11 +167,11 @@ def train(
   exp = build(config)
   mesh = mesh_lib.make_mesh(config.get('mesh', {}), devices)
   mesh_lib.check_batch_size(schedule.batch_size, mesh)
-  claim_workdir(workdir, config)
   program = Program.of(exp, mesh, config.get('compiler_options'))
   advance = step or program.step
   data = _open(exp.dataset)
   with (
+    claimed(workdir, config),
     Stopwatch() as watch,
     watch('other'),
     Checkpoints(workdir, schedule.keep, schedule.keep_every) as checkpoints,

@@ -14,6 +14,7 @@ from launch import checkpoint as checkpoint_lib, loop
 from launch.checkpoint import (
   Checkpoints,
   claim_workdir,
+  claimed,
   restore_params,
   restore_trees,
 )
@@ -165,6 +166,18 @@ def test_a_workdir_without_a_checkpoint_is_taken_over(tmp_path):
   claim_workdir(tmp_path, toy_config.plain())
   claim_workdir(tmp_path, toy_config.plain(seed=3))
   assert checkpoint_lib.read_config(tmp_path)['seed'] == 3
+
+
+def test_two_runs_at_once_do_not_share_a_workdir(run):
+  config, before = toy_config.plain(num_steps=9), steps(run)
+  with (
+    claimed(run, config),
+    pytest.raises(UserError, match='another run is at work there'),
+  ):
+    loop.train(config, run)
+  assert steps(run) == before
+  loop.train(config, run)
+  assert 9 in steps(run)
 
 
 def test_how_long_and_where_it_runs_may_change(run, capsys):
