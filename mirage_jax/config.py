@@ -22,6 +22,9 @@ class StreamConfig:
     in_dim: Features of one input token: text channels (or the size of the id
       embedding), audio channels. Unused (0) for video.
     rope: Whether the stream's queries and keys are rotated.
+    stem: Frames on either side of its own that two convolutions over time bring
+      into a token of audio or of a further stream, for features without any
+      context, as of log-mels. 0 is none, as in the paper: its wav2vec has it.
     name: Of a further stream, see `MirageConfig.extra`; '' else.
   """
 
@@ -29,6 +32,7 @@ class StreamConfig:
   mlp_dim: int
   in_dim: int = 0
   rope: bool = True
+  stem: int = 0
   name: str = ''
 
 
@@ -125,6 +129,13 @@ class MirageConfig:
         raise ValueError(
           f'{name}.in_dim must be the features of one {name} token.'
         )
+      if stream.stem < 0 or stream.stem % 2:
+        raise ValueError(
+          f'{name}.stem must be even, half for each convolution, got '
+          f'{stream.stem}.'
+        )
+      if stream.stem and name in ('video', 'text'):
+        raise ValueError(f'{name}.stem must be 0: its tokens are no frames.')
     if self.text is None and self.text_vocab:
       raise ValueError('text_vocab is set, but the model has no text stream.')
     if self.text is not None and self.text.in_dim % self.text_pool_heads:

@@ -122,8 +122,10 @@ class LatentConfig:
     past: Latents before the window given as clean reference tokens, so that
       long videos can go on from them; 0 for none.
     drop_past: Share of the windows with a past that go without.
-    augment: Change voices, levels and noise of the audio; of an encoder's
-      features, only choose among the voices they were made of.
+    augment: Share of the windows in which voice, level and noise of the audio
+      are changed; of an encoder's features, only the voice, to one of those they
+      were made of. The others have the sound as it was recorded: where all are
+      changed, lips follow other voices, but their own less closely.
   """
 
   train: str
@@ -132,7 +134,11 @@ class LatentConfig:
   text_length: int = 40
   past: int = 2
   drop_past: float = 0.3
-  augment: bool = True
+  augment: float = 1.0
+
+  def __post_init__(self):
+    if not 0.0 <= self.augment <= 1.0:
+      raise ValueError(f'data.augment is a share, 0 to 1, not {self.augment}.')
 
 
 def latent_window(
@@ -170,10 +176,11 @@ def latent_window(
   has_past = bool(cfg.past and chunk and rng.random() >= cfg.drop_past)
   if has_past:
     past[:] = latents[begin - cfg.past : begin]
-  variants = record['audio'] if cfg.augment else record['audio'][:1]
+  changed = rng.random() < cfg.augment
+  variants = record['audio'] if changed else record['audio'][:1]
   audio = variants[rng.integers(len(variants))][start : start + num_frames]
   audio = audio.astype(np.float32)
-  if cfg.augment and 'front_end' not in record:  # It works on log-mel only.
+  if changed and 'front_end' not in record:  # It works on log-mel only.
     audio = augment.augment_features(audio, rng)
   words, text_mask = _text(record, cfg.text_length)
   return dict(

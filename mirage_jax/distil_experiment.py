@@ -144,7 +144,7 @@ def make(config: Mapping[str, Any]) -> train_lib.Experiment:
   distil.stops(task.cfg, path.num_steps)  # Told now, if they do not fit.
   tx = train_lib.optimizer(opt, config['num_steps'])
   size, seed = config['batch_size'], config['seed']
-  held_out = dataclasses.replace(source, augment=False)
+  held_out = dataclasses.replace(source, augment=0.0)
   return train_lib.Experiment(
     init=functools.partial(
       init, task=task, tx=tx, batch=abstract_batch(config, size)

@@ -109,10 +109,14 @@ class Mirage(nn.Module):
     """Tokens of the streams that have one per video frame."""
     if 'audio' in cond and self.cfg.audio is None:
       raise ValueError('the model has no audio stream, but cond has audio.')
-    return {
-      name: self._linear(f'{name}_in', (cfg.in_dim, cfg.width))(cond[name])
-      for name, cfg in self._frame_streams(cond)
-    }
+    result = {}
+    for name, cfg in self._frame_streams(cond):
+      x = cond[name]
+      if cfg.stem:
+        stem = embed.Stem(cfg.stem, self.cfg.dtype, name=f'{name}_stem')
+        x = stem(x, cond.get(f'{name}_mask'))
+      result[name] = self._linear(f'{name}_in', (cfg.in_dim, cfg.width))(x)
+    return result
 
   def _frame_streams(self, cond):
     streams = self.cfg.frame_streams().items()

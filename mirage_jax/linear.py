@@ -57,7 +57,7 @@ class Linear(nn.Module):
     if self.use_bias:
       bias = self.param(
         'bias',
-        nn.with_logical_partitioning(zeros, axes[n:]),
+        nn.with_logical_partitioning(zeros, _whole(axes[n:])),
         shape[n:],
         jnp.float32,
       )
@@ -74,3 +74,8 @@ class Linear(nn.Module):
       ((inputs, contracted), ((), ())),
     )
     return jnp.tensordot(low, b.astype(self.dtype), 1)
+
+
+def _whole(axes):
+  """Of a bias: FSDP has too little to save there, and each gather waits."""
+  return tuple(None if axis == 'embed' else axis for axis in axes)

@@ -116,7 +116,7 @@ def group(path: str) -> str:
     return 'audio' if rest[0] == 'cross' else rest[0]
   if first in ('pool', 'text_ids'):
     return 'text'
-  for end in ('_in', '_frequencies'):
+  for end in ('_in', '_stem', '_frequencies'):
     if first.endswith(end):
       return first.removesuffix(end)
   return VIDEO

@@ -143,8 +143,8 @@ def input_axes(names: Sequence[str], ndim: int) -> tuple[int, int]:
   """
   first = 1 if 'blocks' in names else 0  # nn.scan stacks the layers there.
   end = ndim - 1 if ndim == 5 and not first else first + 1
-  if names[-2] == 'out' and ndim - first == 3:
-    end = first + 2  # heads and their size
+  if names[-2] in ('out', 'conv1', 'conv2') and ndim - first == 3:
+    end = first + 2  # heads and their size, or taps and channels
   return first, end
 
 

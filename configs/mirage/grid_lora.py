@@ -1,7 +1,7 @@
 """LoRA: the shipped Mirage, or another, changed a little by other clips.
 
 For those who cannot train all of a model, or want a small file for each speaker: of
-the 8.5M parameters 0.55M are trained, changes of rank 8 of the linear layers that
+the 9.2M parameters 0.55M are trained, changes of rank 8 of the linear layers that
 config.lora.targets names (`mirage_jax/lora.py`). The optimizer knows no others.
 Latents by launch.prepare as for grid.py:dit, with the VAE of the shipped weights:
 --vae mirage_jax/assets/grid.safetensors.

@@ -104,7 +104,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       num_chunks=4,
       text_length=256,
       past=0,
-      augment=False,
+      augment=0.0,
     ),
     # Its 96 GB a device hold the products of all matrices, too.
     model=model('dots' if pod == 'tpu7x_128' else 'attention'),

@@ -282,7 +282,7 @@ def test_a_model_of_features_takes_its_batches(made):
 
 def test_features_are_not_taken_for_mels(made):
   """Five times 16 numbers would pass for 80 mels."""
-  cfg = data.LatentConfig('t', 'e', **tiny.WINDOW, augment=True)
+  cfg = data.LatentConfig('t', 'e', **tiny.WINDOW, augment=1.0)
   record = records(made)[0]
   for seed in range(4):
     window = data.latent_window(record, np.random.default_rng(seed), cfg=cfg)

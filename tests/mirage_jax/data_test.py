@@ -10,7 +10,7 @@ import pytest
 
 from mirage_jax import augment, data, records, text
 
-CFG = data.LatentConfig('train', 'eval', text_length=6, augment=False)
+CFG = data.LatentConfig('train', 'eval', text_length=6, augment=0.0)
 
 
 def planted(num_frames=100, voices=1):
@@ -122,12 +122,22 @@ def test_only_training_changes_the_voice(monkeypatch):
   record = planted(voices=3)
   plain = {int(w['audio'][0, 0]) // 1000 for w in windows(50, CFG, record)}
   assert plain == {0} and not calls
-  cfg = dataclasses.replace(CFG, augment=True)
+  cfg = dataclasses.replace(CFG, augment=1.0)
   changed = list(windows(50, cfg, record))
   assert {int(w['audio'][0, 0]) // 1000 for w in changed} == {0, 1, 2}
   for window in changed:
     start, _ = first_frame(window)
     assert window['audio'][0, 0] % 1000 == start + 0.5  # Still in step.
+  some = dataclasses.replace(CFG, augment=0.3)
+  first = np.array([w['audio'][0, 0] for w in windows(200, some, record)])
+  plain = (first < 1000) & (first % 1 == 0)
+  assert 0.6 < plain.mean() < 0.8
+  assert (first[~plain] % 1 == 0.5).all()
+
+
+def test_a_share_beyond_one_is_refused():
+  with pytest.raises(ValueError, match='data.augment is a share'):
+    data.LatentConfig('train', 'eval', augment=2.0)
 
 
 def test_threads_unpack_one_at_a_time(monkeypatch):

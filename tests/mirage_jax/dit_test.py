@@ -28,6 +28,7 @@ SMALL = dataclasses.replace(CFG, text=None, text_vocab=0)  # compiles faster
 CROSS = dataclasses.replace(
   CFG, audio_fusion='cross', audio=STREAM(8, 0, in_dim=5)
 )
+STEM = dataclasses.replace(CFG, audio=STREAM(8, 16, in_dim=5, stem=2))
 SIGMA = jnp.array([0.9, 0.4])
 VIDEO = jax.random.normal(jax.random.key(0), (2, 2, 4, 4, 3))
 
@@ -62,7 +63,7 @@ def make(cfg):
   return apply, jax.tree.unflatten(tree, leaves), fresh
 
 
-@pytest.fixture(params=[CFG, CROSS], ids=['joint', 'cross'])
+@pytest.fixture(params=[CFG, CROSS, STEM], ids=['joint', 'cross', 'stem'])
 def model(request):
   return make(request.param)[:2]
 

@@ -42,7 +42,7 @@ def record(seed):
 
 @pytest.fixture(scope='module')
 def batch():
-  cfg = data.LatentConfig('t', 'e', **tiny.WINDOW, drop_past=0, augment=False)
+  cfg = data.LatentConfig('t', 'e', **tiny.WINDOW, drop_past=0, augment=0.0)
   rows = [
     data.latent_window(record(k), np.random.default_rng(3), cfg=cfg)
     for k in range(2)
