@@ -34,7 +34,7 @@ DIT = dict(
   head_dim=8,
   video=dict(width=16, mlp_dim=32),
   text=dict(width=8, mlp_dim=16, in_dim=16),
-  audio=dict(width=16, mlp_dim=32, in_dim=320),
+  audio=dict(width=16, mlp_dim=32, in_dim=320, stem=0),
   latent_channels=3,
   text_vocab=256,
   rope_area=1.0,

@@ -133,7 +133,6 @@ def dit(folder: str, cross: bool) -> ml_collections.ConfigDict:
         num_chunks=2,
         text_length=40,
         past=2,
-        drop_past=0.3,
         augment=0.5,
       ),
       model=model(cross),

@@ -67,7 +67,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.optimizer.warmup_steps = 50
   # A silent model hears nothing: all runs count errors in the same way.
   del config.flow.heard_weight, config.flow.channel_weights
-  del config.data.drop_past  # There is no past.
   if variant == 'silent':
     del config.model.audio
   if variant in ('attach', 'naive'):
