@@ -23,12 +23,22 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """
   path = pathlib.Path(path)
   half = path.with_name(f'.{path.stem}.{os.getpid()}.part{path.suffix}')
+  with told(path):
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      yield half
+      os.replace(half, path)
+    except BaseException:
+      half.unlink(missing_ok=True)
+      raise
+
+
+@contextlib.contextmanager
+def told(path: str | os.PathLike) -> Iterator[None]:
+  """Turns what keeps the body from writing `path` into a UserError."""
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    yield half
-    os.replace(half, path)
+    yield
   except BaseException as error:
-    half.unlink(missing_ok=True)
     if _no_room(error):
       raise UserError(
         f'{path}: the disk is full; nothing was written: make room there'

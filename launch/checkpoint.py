@@ -125,12 +125,15 @@ def claimed(workdir: str | os.PathLike, config: Mapping) -> Iterator[None]:
   A killed run leaves the lock's file, not the lock.
 
   Raises:
-    UserError: another run is there, or see `claim_workdir`.
+    UserError: another run is there, the folder cannot be written to, or see
+      `claim_workdir`.
   """
   # One for each process: those of one run may share the folder.
   path = pathlib.Path(workdir) / f'.lock.{jax.process_index()}'
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with path.open('w') as file:
+  with atomic.told(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open('w')
+  with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

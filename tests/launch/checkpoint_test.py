@@ -180,6 +180,15 @@ def test_two_runs_at_once_do_not_share_a_workdir(run):
   assert 9 in steps(run)
 
 
+def test_a_workdir_below_a_file_is_told(tmp_path):
+  (tmp_path / 'file').touch()
+  with (
+    pytest.raises(UserError, match='cannot be written'),
+    claimed(tmp_path / 'file/run', toy_config.plain()),
+  ):
+    pass
+
+
 def test_how_long_and_where_it_runs_may_change(run, capsys):
   claim_workdir(run, toy_config.plain(num_steps=50, mesh__data=1))
   out = capsys.readouterr().out
