@@ -134,7 +134,7 @@ class MirageConfig:
           f'{name}.stem must be even, half for each convolution, got '
           f'{stream.stem}.'
         )
-      if stream.stem and name in ('video', 'text'):
+      if stream.stem and name not in self.frame_streams():
         raise ValueError(f'{name}.stem must be 0: its tokens are no frames.')
     if self.text is None and self.text_vocab:
       raise ValueError('text_vocab is set, but the model has no text stream.')

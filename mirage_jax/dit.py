@@ -15,6 +15,7 @@ import numpy as np
 
 from mirage_jax import block, config, embed, rope, sharding, tokens
 from mirage_jax.linear import Linear
+from mirage_jax.stem import Stem
 
 _POLICIES = jax.checkpoint_policies
 REMAT = {
@@ -113,7 +114,7 @@ class Mirage(nn.Module):
     for name, cfg in self._frame_streams(cond):
       x = cond[name]
       if cfg.stem:
-        stem = embed.Stem(cfg.stem, self.cfg.dtype, name=f'{name}_stem')
+        stem = Stem(cfg.stem, self.cfg.dtype, name=f'{name}_stem')
         x = stem(x, cond.get(f'{name}_mask'))
       result[name] = self._linear(f'{name}_in', (cfg.in_dim, cfg.width))(x)
     return result

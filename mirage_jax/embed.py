@@ -41,44 +41,6 @@ def rates() -> Float[np.ndarray, 'k']:
   return np.exp(exponents).astype(np.float32)
 
 
-class Stem(nn.Module):
-  """Adds to each token what two convolutions over time see around it.
-
-  As the start of Whisper's encoder, but residual and of no stride; nothing at
-  first, since the second starts at zero.
-  """
-
-  reach: int
-  dtype: str = 'float32'
-
-  @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B T C'], mask: Bool[Array, 'B T'] | None
-  ) -> Float[Array, 'B T C']:
-    """`mask` hides tokens: there, as past the ends, are zeros."""
-    size, taps = x.shape[-1], self.reach + 1
-    hidden, names = size // 2, (None, None, 'embed')
-    options = dict(num_in=2, dtype=self.dtype)
-
-    def around(x):
-      if mask is not None:
-        x = jnp.where(mask[..., None], x, 0)
-      return _neighbours(x, taps)
-
-    y = Linear((taps, size, hidden), names, name='conv1', **options)(around(x))
-    y = Linear((taps, hidden, size), names, zero=True, name='conv2', **options)(
-      around(nn.silu(y))
-    )
-    return x + y
-
-
-def _neighbours(x, taps):
-  """[B T taps C]: the tokens around each, itself in the middle."""
-  padded = jnp.pad(x, ((0, 0), (taps // 2, taps // 2), (0, 0)))
-  count = x.shape[1]
-  return jnp.stack([padded[:, i : i + count] for i in range(taps)], axis=2)
-
-
 class TextPool(nn.Module):
   """Attention pooling of text with its mean token as the query (Mochi 1).
 

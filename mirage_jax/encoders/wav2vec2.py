@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 from mirage_jax.encoders import layers
 from mirage_jax.encoders.relative import RelativeBias
 from mirage_jax.linear import Linear
+from mirage_jax.windows import windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +144,7 @@ class Convolutions(nn.Module):
         use_bias=cfg.has_conv_bias,
         dtype=cfg.dtype,
         name=f'conv{i}',
-      )(layers.windows(x, kernel, stride))
+      )(windows(x, kernel, stride))
       if cfg.stable:
         x = layers.LayerNorm(name=f'norm{i}')(x)
       elif i == 0:

@@ -16,6 +16,7 @@ import numpy as np
 from mirage_jax import audio
 from mirage_jax.encoders import layers
 from mirage_jax.linear import Linear
+from mirage_jax.windows import windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ class WhisperEncoder(nn.Module):
       conv = Linear(
         shape, (None, None, 'embed'), 2, dtype=cfg.dtype, name=f'conv{i}'
       )
-      x = nn.gelu(conv(layers.windows(x, 3, stride)), approximate=False)
+      x = nn.gelu(conv(windows(x, 3, stride)), approximate=False)
     if x.shape[1] > cfg.max_features:
       raise ValueError(
         f'{mel.shape[1]} mel frames are more than Whisper has positions for: '

@@ -6,7 +6,8 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from mirage_jax import config, embed, train_step
+from mirage_jax import config, train_step
+from mirage_jax.stem import Stem
 
 REACH, SIZE = 4, 6
 X = jax.random.normal(jax.random.key(0), (2, 9, SIZE))
@@ -14,7 +15,7 @@ X = jax.random.normal(jax.random.key(0), (2, 9, SIZE))
 
 @pytest.fixture
 def params():
-  fresh = nn.unbox(embed.Stem(REACH).init(jax.random.key(1), X, None))['params']
+  fresh = nn.unbox(Stem(REACH).init(jax.random.key(1), X, None))['params']
   leaves, tree = jax.tree.flatten(fresh)
   rng = np.random.default_rng(0)
   leaves = [rng.standard_normal(x.shape, np.float32) for x in leaves]
@@ -22,19 +23,19 @@ def params():
 
 
 def stem(params, x, mask=None):
-  return embed.Stem(REACH).apply({'params': params}, x, mask)
+  return Stem(REACH).apply({'params': params}, x, mask)
 
 
 def test_it_is_flax_convolutions(params):
-  y = X
-  for name, size in (('conv1', SIZE // 2), ('conv2', SIZE)):
-    conv = nn.Conv(size, (REACH // 2 * 2 + 1,))
-    y = conv.apply({'params': params[name]}, nn.silu(y) if y is not X else y)
+  def conv(name, size, x):
+    return nn.Conv(size, (REACH + 1,)).apply({'params': params[name]}, x)
+
+  y = conv('conv2', SIZE, nn.silu(conv('conv1', SIZE // 2, X)))
   np.testing.assert_allclose(stem(params, X), X + y, rtol=1e-5, atol=1e-5)
 
 
 def test_it_begins_as_nothing():
-  fresh = embed.Stem(REACH).init(jax.random.key(1), X, None)
+  fresh = Stem(REACH).init(jax.random.key(1), X, None)
   np.testing.assert_array_equal(stem(nn.unbox(fresh)['params'], X), X)
 
 
