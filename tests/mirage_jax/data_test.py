@@ -1,6 +1,10 @@
 """Windows hold what belongs together, and come in the same order again."""
 
+import ast
 from concurrent import futures
+import gc
+import io
+import threading
 import time
 
 from array_record.python import array_record_module
@@ -36,10 +40,11 @@ def planted(num_frames=100, voices=1):
   }
 
 
-def windows(count=300, cfg=CFG, record=None):
+def windows(count=300, cfg=CFG, record=None, others=()):
   record = record or planted()
   for seed in range(count):
-    yield data.latent_window(record, np.random.default_rng(seed), cfg=cfg)
+    rng = np.random.default_rng(seed)
+    yield data.latent_window(record, rng, cfg=cfg, others=others)
 
 
 def first_frame(window):
@@ -135,27 +140,93 @@ def test_only_training_changes_the_voice(monkeypatch):
   assert (first[~plain] % 1 == 0.5).all()
 
 
-def test_a_share_beyond_one_is_refused():
-  with pytest.raises(ValueError, match='data.augment is a share'):
-    data.LatentConfig('train', 'eval', augment=2.0)
+def test_a_share_of_the_images_is_of_other_clips():
+  import dataclasses
+
+  def image(window):
+    return int(window['reference'][0, 0, 0, 0]) - 500
+
+  others = [planted()]
+  others[0]['reference'] = others[0]['reference'] + np.float16(1000)
+  cfg = dataclasses.replace(CFG, other_image=0.3)
+  found = list(windows(600, cfg, others=others))
+  foreign = np.array([image(w) >= 1000 for w in found])
+  assert 0.25 < foreign.mean() < 0.35
+  for window, other in zip(found, foreign, strict=True):
+    start, _ = first_frame(window)
+    frame = image(window) - 1000 * other
+    # Past and time are those of the clip itself.
+    assert not start <= frame < start + 50
+    assert window['reference_time'][0] == np.float32((frame - start) / 5)
+    assert (window['reference'][1:] < 500).all()
 
 
-def test_threads_unpack_one_at_a_time(monkeypatch):
-  inside, most, load = [], [], np.load
+@pytest.mark.parametrize('name', ['augment', 'other_image'])
+def test_a_share_beyond_one_is_refused(name):
+  with pytest.raises(ValueError, match=f'data.{name} is a share'):
+    data.LatentConfig('train', 'eval', **{name: 2.0})
 
-  def slow(*args, **options):
-    inside.append(0)
-    most.append(len(inside))
-    time.sleep(0.01)
-    inside.pop()
-    return load(*args, **options)
 
-  monkeypatch.setattr(np, 'load', slow)
-  packed = records.pack({'n': np.arange(3)})
-  with futures.ThreadPoolExecutor(4) as pool:
-    for record in pool.map(records.unpack, [packed] * 12):
-      np.testing.assert_array_equal(record['n'], range(3))
-  assert most == [1] * 12
+@pytest.mark.parametrize(
+  'value',
+  [
+    np.arange(24, dtype=np.float16).reshape(2, 3, 4),
+    np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3)),
+    np.arange(3) > 1,
+    np.zeros((0, 4), np.uint8),
+    np.array("naïve\n'(1, 2)"),
+    'words',
+    7,
+  ],
+  ids=lambda v: f'{np.asarray(v).dtype}',
+)
+def test_records_come_back_as_numpy_reads_them(value):
+  packed = records.pack({'a': value, 'b.npy': np.arange(2)})
+  found = records.unpack(packed)
+  with np.load(io.BytesIO(packed), allow_pickle=False) as expected:
+    assert list(found) == ['a', 'b.npy']
+    np.testing.assert_array_equal(found['a'], expected['a'])
+    assert found['a'].dtype == expected['a'].dtype
+    assert found['a'].shape == expected['a'].shape
+
+
+def test_objects_in_a_record_are_refused():
+  buffer = io.BytesIO()
+  np.savez(buffer, broken=np.array([{}], object))
+  with pytest.raises(ValueError, match='broken.npy of a record is no array'):
+    records.unpack(buffer.getvalue())
+
+
+class Slow:
+  """Garbage that lets other threads run, in the midst of a parser's work."""
+
+  def __init__(self):
+    self.itself = self
+
+  def __del__(self):
+    time.sleep(1e-4)
+
+
+def test_records_are_read_while_another_thread_parses():
+  packed = records.pack({str(k): np.arange(3) for k in range(20)})
+  done = threading.Event()
+
+  def parse():
+    while not done.is_set():
+      Slow()
+      ast.parse('x = [(1, 2), {"a": (1, (2, (3, 4)))}]\n' * 20)
+
+  before = gc.get_threshold()
+  gc.set_threshold(50)
+  with futures.ThreadPoolExecutor(1) as pool:
+    parsing = pool.submit(parse)
+    try:
+      for _ in range(100):
+        records.unpack(packed)
+    finally:
+      done.set()
+      gc.set_threshold(*before)
+    parsing.result()
 
 
 def test_clips_that_are_too_short_are_named():
