@@ -1,7 +1,6 @@
 """Turns workdirs of trainings into one file of weights, a bundle.
 
-The VAE first, with the statistics of its latents over prepared clips, and, for
-the recipe of a transformer, how much each of their channels shows:
+The VAE first, with the statistics of its latents over prepared clips:
 
   python -m launch.export --workdir runs/vae --clips data/grid/clips/train \
       --out vae.safetensors
@@ -37,14 +36,13 @@ import sys
 from typing import Any
 
 from absl import app, flags
-import jax
 import numpy as np
 import rich.console
 import rich.progress
 
 from launch import bundle as bundle_lib, changes as changes_lib, checkpoint
 from launch.errors import UserError, one_line
-from mirage_jax import config as config_lib, data, latents, visibility
+from mirage_jax import config as config_lib, data, latents
 from mirage_jax.vae import CHUNK, Vae, VaeConfig
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'a run of launch.train')
@@ -103,7 +101,7 @@ def vae_bundle(
       '`launch.prepare --stage clips` made'
     ) from error
   picks = np.linspace(0, len(records) - 1, min(num_clips, len(records)))
-  parts, shares, key = [], [], jax.random.key(0)
+  parts = []
   console = rich.console.Console(stderr=True)
   for i in rich.progress.track(
     picks.astype(int), 'latent statistics', console=console
@@ -111,20 +109,12 @@ def vae_bundle(
     frames = records[int(i)].get('frames', ())
     if whole := len(frames) // CHUNK * CHUNK:
       parts.append(latents.encode_video(vae, params, unit, frames[:whole]))
-      first = (
-        frames[None, :CHUNK],
-        parts[-1][None, : vae.cfg.num_latents(CHUNK)],
-      )
-      each = jax.random.fold_in(key, int(i))
-      shares.append(visibility.channels(vae, params, unit, *first, each))
   if not parts:
     raise UserError(
       f'--clips={clips}: no clip there has {CHUNK} frames; give a folder that '
       '`launch.prepare --stage clips` made'
     )
   stats = latents.channel_stats(np.concatenate(parts))
-  seen = np.mean(shares, axis=0) * stats['std'] ** 2  # Of normalised latents.
-  print(f'flow.channel_weights={visibility.weights(seen)}')
   return bundle_lib.Bundle(_about_vae(config), params, stats)
 
 

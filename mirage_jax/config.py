@@ -194,10 +194,6 @@ class FlowConfig:
     heard_weight: The same by how much the sound changes what is predicted there,
       squared; one more run of the network a step, without gradients. Lips are a
       third of what moves but most of what can be heard.
-    channel_weights: How much each channel of the latents counts, to a mean of 1,
-      in the error and in what moves; () counts all alike. Normalised latents
-      vary alike, but what some hold hardly shows in the picture, see
-      `visibility.channels`; `launch.export` prints it.
     drop_text: Probability that a sample loses its text.
     drop_audio: Probability that a sample loses its audio.
     drop_reference: Probability that a sample loses its reference tokens.
@@ -217,7 +213,6 @@ class FlowConfig:
   full_weight_from: float = 0.0
   motion_weight: float = 0.0
   heard_weight: float = 0.0
-  channel_weights: tuple[float, ...] = ()
   drop_text: float = 0.1
   drop_audio: float = 0.1
   drop_reference: float = 0.1
@@ -231,11 +226,6 @@ class FlowConfig:
     for name in DROPS:
       if not 0.0 <= getattr(self, name) <= 1.0:
         raise ValueError(f'{name} must be a probability.')
-    weights = self.channel_weights
-    if weights and not (min(weights) >= 0.0 and sum(weights) > 0.0):
-      raise ValueError(
-        f'channel_weights must be at least 0, and not all of them 0: {weights}.'
-      )
 
 
 def build(cls: type[T], mapping: Mapping[str, Any]) -> T:

@@ -154,7 +154,7 @@ def make(config: Mapping[str, Any]) -> train_lib.Experiment:
   plain = dict.fromkeys(
     ('motion_weight', 'heard_weight', *config_lib.DROPS), 0.0
   )
-  whole = dataclasses.replace(cfg, channel_weights=(), **plain)
+  whole = dataclasses.replace(cfg, **plain)
   held_out = dataclasses.replace(source, augment=0.0)
   how = dict(model=model, stitch=stitch, lora=lora)
   parts = dict(names=tuple(batch), extra=tuple(s.name for s in model.cfg.extra))

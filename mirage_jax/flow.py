@@ -111,35 +111,21 @@ def error_weights(
   video: Float[Array, 'B F Y X C'],
   cfg: config.FlowConfig,
   heard: Float[Array, 'B F Y X C'] | None = None,
-) -> Float[Array, 'B 1 Y X C']:
-  """How much each place and each channel of a sample counts, to a mean of 1.
+) -> Float[Array, 'B 1 Y X 1']:
+  """How much each place of a sample counts, to a mean of 1.
 
   Args:
     video: What is learned. A place counts by its deviation over time.
-    cfg: By how much; its `channel_weights` also weigh the channels' shares in
-      what a place deviates and hears.
+    cfg: By how much.
     heard: What sound changes in the prediction, for `heard_weight`. A place
       counts by its square; if sound changes nothing, all count less.
-
-  Raises:
-    ValueError: there are not as many channel_weights as channels.
   """
-  count = video.shape[-1]
-  channels = jnp.array(cfg.channel_weights or (1.0,) * count)
-  if len(channels) != count:
-    raise ValueError(
-      f'channel_weights has {len(channels)} numbers, latents have {count} '
-      'channels: take the line that launch.export printed for their VAE.'
-    )
-  channels = (channels / channels.mean()).reshape(1, 1, 1, 1, -1)
-  places = 1.0 + cfg.motion_weight * _relative(
-    (video.std(1) * jnp.sqrt(channels[0])).mean(-1)
-  )
+  places = 1.0 + cfg.motion_weight * _relative(video.std(1).mean(-1))
   if heard is not None:
-    share = _relative((jnp.square(heard) * channels).mean((1, 4)))
+    share = _relative(jnp.square(heard).mean((1, 4)))
     places = places + cfg.heard_weight * share
   places = places / (1.0 + cfg.motion_weight + cfg.heard_weight)
-  return places[:, None, :, :, None] * channels
+  return places[:, None, :, :, None]
 
 
 def _relative(places):

@@ -53,9 +53,6 @@ import ml_collections
 
 from configs import args
 
-# Of the shipped autoencoder, as launch.export printed them.
-CHANNEL_WEIGHTS = (0.1, 0.1, 6.14, 4.44, *(0.1,) * 6, 0.14, 0.52)
-
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """`grid.py:vae` or `grid.py:dit`, with `data=FOLDER` of prepared shards."""
@@ -141,7 +138,6 @@ def dit(folder: str, cross: bool) -> ml_collections.ConfigDict:
         full_weight_from=0.3,
         motion_weight=4.0,
         heard_weight=8.0,
-        channel_weights=CHANNEL_WEIGHTS,
         drop_text=0.1,
         drop_audio=0.1,
         drop_reference=0.1,

@@ -66,7 +66,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.data.update(dict(num_chunks=1, past=0, text_length=1))
   config.optimizer.warmup_steps = 50
   # A silent model hears nothing: all runs count errors in the same way.
-  del config.flow.heard_weight, config.flow.channel_weights
+  del config.flow.heard_weight
   if variant == 'silent':
     del config.model.audio
   if variant in ('attach', 'naive'):

@@ -19,7 +19,6 @@ def config(**optimizer):
   made.update(dict(batch_size=2, latent_size=(2, 2)))
   made.data.update(tiny.WINDOW)
   made.model.update(tiny.DIT)
-  made.flow.channel_weights = (2.0, 1.0, 0.0)
   made.optimizer.update(optimizer)
   return tiny.plain(made)
 

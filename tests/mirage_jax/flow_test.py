@@ -154,29 +154,6 @@ def test_places_that_move_count_more_and_the_mean_is_one():
     np.testing.assert_allclose(loss, weight / 16, rtol=1e-3)
 
 
-def test_channels_count_by_their_weights_in_the_error_and_in_what_moves():
-  rng = np.random.default_rng(0)
-  video = np.zeros((2, 6, 4, 4, 2), np.float32)
-  video[:, :, 1, 2, 0] = rng.normal(size=(2, 6))
-  video[:, :, 3, 3, 1] = 100 * rng.normal(size=(2, 6))  # It does not count.
-  cfg = config.FlowConfig(
-    schedule='uniform', motion_weight=3.0, channel_weights=(6.0, 0.0)
-  )
-  weights = np.asarray(flow.error_weights(jnp.asarray(video), cfg))
-  np.testing.assert_allclose(weights[..., 1], 0)
-  np.testing.assert_allclose(weights.mean((1, 2, 3, 4)), 1, rtol=1e-4)
-  want = np.full((4, 4), 2 / 4)
-  want[1, 2] = 2 * (1 + 3 * 16) / 4
-  np.testing.assert_allclose(weights[0, 0, ..., 0], want, rtol=1e-4)
-
-  def apply(x, sigma, cond):  # The truth, off by 1 in the first channel.
-    sigma = sigma[:, None, None, None, None]
-    return ((video - x) / sigma).at[..., 0].add(1.0)
-
-  loss, _ = flow.loss(apply, jnp.asarray(video), {}, KEY, cfg)
-  np.testing.assert_allclose(loss, 1, rtol=1e-3)
-
-
 def test_places_that_sound_changes_count_more_by_its_square():
   video = jnp.zeros((2, 3, 4, 4, 2))
   change = np.zeros((4, 4, 1), np.float32)
@@ -230,15 +207,6 @@ def test_what_is_heard_only_weighs():
   want = np.mean(weights * 2 * (0.5 * steps - 1) * steps)
   got = jax.grad(score)(0.5, apply)
   np.testing.assert_allclose(got, want, rtol=1e-4)
-
-
-def test_channel_weights_that_do_not_fit_are_refused():
-  cfg = config.FlowConfig(channel_weights=(1.0, 2.0))
-  with pytest.raises(ValueError, match='has 2 numbers, latents have 3'):
-    flow.error_weights(jnp.zeros((1, 2, 2, 2, 3)), cfg)
-  for wrong in ((0.0, 0.0), (1.0, -1.0)):
-    with pytest.raises(ValueError, match='channel_weights'):
-      config.FlowConfig(channel_weights=wrong)
 
 
 def test_the_loss_is_float32_for_a_bfloat16_network():

@@ -117,7 +117,6 @@ def config(**changes):
   made.update(dict(batch_size=2, latent_size=(2, 2), init_from='a.safetensors'))
   made.data.update(tiny.WINDOW)
   made.model.update(tiny.DIT)
-  made.flow.channel_weights = ()
   made.optimizer.update(dict(learning_rate=0.02, warmup_steps=1))
   return tiny.plain(made) | {'lora': {'rank': 3, **changes}}
 
