@@ -130,11 +130,11 @@ def dit(folder: str, cross: bool) -> ml_collections.ConfigDict:
         num_chunks=2,
         text_length=40,
         past=2,
-        other_image=0.5,
         augment=0.5,
       ),
       model=model(cross),
       flow=dict(
+        schedule='linear_quadratic',
         full_weight_from=0.3,
         motion_weight=4.0,
         heard_weight=8.0,
