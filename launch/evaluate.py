@@ -19,7 +19,7 @@ import sys
 from absl import app, flags
 import numpy as np
 
-from launch import bundle, clip_flags, evaluation, generate, guidance_flags
+from launch import clip_flags, evaluation, generate, guidance_flags
 from launch.errors import UserError, one_line
 
 _CLIPS = clip_flags.ClipFlags()
@@ -42,6 +42,12 @@ def main(_: list[str]) -> None:
       raise UserError(
         f'{_CLIPS.checkpoint}: holds a VAE alone; give --vae_only'
       )
+    make, own_steps = None, 0
+    if not _VAE_ONLY.value:
+      generator = generate.Generator(
+        weights, _CLIPS.checkpoint, _SAMPLING.quantised
+      )
+      make, own_steps = make_generate(generator), generator.own_steps
     plan = evaluation.make_plan(
       list(files),
       checkpoint=_CLIPS.checkpoint,
@@ -50,26 +56,30 @@ def main(_: list[str]) -> None:
       own_reference=_REFERENCE.value == 'own',
       shuffle_audio=_SHUFFLE_AUDIO.value,
       vae_only=_VAE_ONLY.value,
-      sampling=sampling() | {'weights': weights.fingerprint()},
+      sampling=sampling(own_steps) | {'weights': weights.fingerprint()},
     )
     evaluation.Evaluation(
       plan,
       files,
       _CLIPS.out,
       evaluation.make_rebuild(weights),
-      None if _VAE_ONLY.value else make_generate(weights),
+      make,
       _NUM_PLOTS.value,
     ).run()
 
 
-def sampling() -> dict[str, float | int | str]:
+def sampling(own_steps: int = 0) -> dict[str, float | int | str]:
   """The sampler's settings as they stand in plan.json.
 
   The first five always do: plans of older runs have them.
+
+  Args:
+    own_steps: those of a distilled checkpoint, see `SamplingFlags.settings`.
   """
-  weights = _SAMPLING.guidance()
+  settings = _SAMPLING.settings(_CLIPS.seed, own_steps)
+  weights = settings.guidance
   return {
-    'num_steps': _SAMPLING.settings(_CLIPS.seed).steps,
+    'num_steps': settings.steps,
     'text': _TEXT.value,
     'audio_cfg': weights.weight('audio').value,
     'text_cfg': weights.weight('text').value,
@@ -77,12 +87,10 @@ def sampling() -> dict[str, float | int | str]:
   } | _SAMPLING.changed()
 
 
-def make_generate(weights: bundle.Bundle) -> evaluation.Generate:
-  """The bundle's model under the flags' settings."""
-  generator = generate.Generator(
-    weights, _CLIPS.checkpoint, _SAMPLING.quantised
-  )
-  settings = _SAMPLING.settings(_CLIPS.seed)
+def make_generate(generator: generate.Generator) -> evaluation.Generate:
+  """The model under the flags' settings, which it can do, or UserError."""
+  settings = _SAMPLING.settings(_CLIPS.seed, generator.own_steps)
+  generator.check(_TEXT.value, settings)
 
   def make(wave: np.ndarray, image: np.ndarray, seed: int) -> np.ndarray:
     seeded = dataclasses.replace(settings, seed=seed)

@@ -50,9 +50,9 @@ def inputs(tmp_path_factory):
 
 
 def run(folder, *arguments):
-  command = [sys.executable, '-m', 'launch.evaluate', *arguments]
+  command = [sys.executable, '-m', 'launch.evaluate']
   command += [f'--checkpoint={folder}/vae.safetensors']
-  command += [f'--data={folder}/clips', f'--out={folder}/out']
+  command += [f'--data={folder}/clips', f'--out={folder}/out', *arguments]
   return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
@@ -80,3 +80,13 @@ def test_autoencoder_alone_must_be_asked_for(inputs):
   assert failed.returncode == 1
   last = failed.stderr.strip().splitlines()[-1]
   assert last.startswith('error:') and 'vae_only' in last
+
+
+@pytest.mark.full
+def test_steps_that_a_student_does_not_take_leave_nothing(inputs, tmp_path):
+  out = tmp_path / 'out'
+  failed = run(inputs, '--checkpoint=fast', '--steps=9', f'--out={out}')
+  assert failed.returncode == 1
+  last = failed.stderr.strip().splitlines()[-1]
+  assert last.startswith('error:') and '--steps' in last
+  assert not out.exists()

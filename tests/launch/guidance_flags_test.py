@@ -103,6 +103,9 @@ def test_evaluate_and_demo_sample_as_before_unless_told(binary):
       'text_cfg': 1.0,
       'reference_cfg': 1.0,
     }
+    # A student of 4 steps takes those, without guidance.
+    student = evaluate.sampling(own_steps=4)
+    assert student['num_steps'] == 4 and student['audio_cfg'] == 1.0
 
 
 def test_evaluate_and_demo_have_the_flags_of_sample(binary):
