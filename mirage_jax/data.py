@@ -122,6 +122,9 @@ class LatentConfig:
     past: Latents before the window given as clean reference tokens, so that
       long videos can go on from them; 0 for none.
     drop_past: Share of the windows with a past that go without.
+    other_image: Share of the windows whose image is of another clip; only for
+      shards of one person. Lips follow the sound more closely then, and a face
+      is kept less like its image.
     augment: Share of the windows in which voice, level and noise of the audio
       are changed; of an encoder's features, only the voice, to one of those they
       were made of. The others have the sound as it was recorded: where all are
@@ -134,11 +137,14 @@ class LatentConfig:
   text_length: int = 40
   past: int = 2
   drop_past: float = 0.3
+  other_image: float = 0.0
   augment: float = 1.0
 
   def __post_init__(self):
-    if not 0.0 <= self.augment <= 1.0:
-      raise ValueError(f'data.augment is a share, 0 to 1, not {self.augment}.')
+    for name in ('other_image', 'augment'):
+      share = getattr(self, name)
+      if not 0.0 <= share <= 1.0:
+        raise ValueError(f'data.{name} is a share, 0 to 1, not {share}.')
 
 
 def latent_window(
@@ -147,6 +153,7 @@ def latent_window(
   *,
   cfg: LatentConfig,
   extra: Sequence[str] = (),
+  others: Sequence[dict] = (),
 ):
   """One training sample: a window of whole chunks and what conditions it.
 
@@ -156,10 +163,11 @@ def latent_window(
     cfg: The window.
     extra: Further arrays of the record to cut, of one row per frame, as each
       of `MirageConfig.extra` needs.
+    others: Records that have the images of `other_image`.
 
   Returns:
     video [F Y X C]; reference [1 + past, Y X C] with reference_time and
-    reference_mask: first an image of the same clip from outside the window,
+    reference_mask: first an image of a clip from outside the window's time,
     then the latents that lead up to it; audio [N Ca]; text, ids [L] or, if
     `launch.features` has put them there, features [L Ct]; text_mask [L]; those
     of extra, float32 [N C].
@@ -171,7 +179,10 @@ def latent_window(
   video = latents[begin : begin + cfg.num_chunks * CHUNK_LATENTS]
   start = first_frame + chunk * CHUNK_FRAMES
   num_frames = cfg.num_chunks * CHUNK_FRAMES
-  image, seconds = _outside(record, rng, start, num_frames)
+  shown = record
+  if rng.random() < cfg.other_image:
+    shown = others[int(rng.integers(len(others)))]
+  image, seconds = _outside(shown, rng, start, num_frames)
   past = np.zeros((cfg.past, *video.shape[1:]), video.dtype)
   has_past = bool(cfg.past and chunk and rng.random() >= cfg.drop_past)
   if has_past:
@@ -250,8 +261,9 @@ def latents(
   extra: Sequence[str] = (),
 ):
   """Batches of `latent_window`."""
+  shards = open_shards(folder)
 
   def transform(record, rng):
-    return latent_window(record, rng, cfg=cfg, extra=extra)
+    return latent_window(record, rng, cfg=cfg, extra=extra, others=shards)
 
-  return batches(open_shards(folder), batch_size, seed, transform)
+  return batches(shards, batch_size, seed, transform)

@@ -40,10 +40,11 @@ def planted(num_frames=100, voices=1):
   }
 
 
-def windows(count=300, cfg=CFG, record=None):
+def windows(count=300, cfg=CFG, record=None, others=()):
   record = record or planted()
   for seed in range(count):
-    yield data.latent_window(record, np.random.default_rng(seed), cfg=cfg)
+    rng = np.random.default_rng(seed)
+    yield data.latent_window(record, rng, cfg=cfg, others=others)
 
 
 def first_frame(window):
@@ -139,9 +140,31 @@ def test_only_training_changes_the_voice(monkeypatch):
   assert (first[~plain] % 1 == 0.5).all()
 
 
-def test_a_share_beyond_one_is_refused():
-  with pytest.raises(ValueError, match='data.augment is a share'):
-    data.LatentConfig('train', 'eval', augment=2.0)
+def test_a_share_of_the_images_is_of_other_clips():
+  import dataclasses
+
+  def image(window):
+    return int(window['reference'][0, 0, 0, 0]) - 500
+
+  others = [planted()]
+  others[0]['reference'] = others[0]['reference'] + np.float16(1000)
+  cfg = dataclasses.replace(CFG, other_image=0.3)
+  found = list(windows(600, cfg, others=others))
+  foreign = np.array([image(w) >= 1000 for w in found])
+  assert 0.25 < foreign.mean() < 0.35
+  for window, other in zip(found, foreign, strict=True):
+    start, _ = first_frame(window)
+    frame = image(window) - 1000 * other
+    # Past and time are those of the clip itself.
+    assert not start <= frame < start + 50
+    assert window['reference_time'][0] == np.float32((frame - start) / 5)
+    assert (window['reference'][1:] < 500).all()
+
+
+@pytest.mark.parametrize('name', ['augment', 'other_image'])
+def test_a_share_beyond_one_is_refused(name):
+  with pytest.raises(ValueError, match=f'data.{name} is a share'):
+    data.LatentConfig('train', 'eval', **{name: 2.0})
 
 
 @pytest.mark.parametrize(
