@@ -6,8 +6,8 @@ Only changes of rank 16 are trained, 1.2M of 9.2M parameters, so that they ship
 as a file of 2.4 MB beside the teacher's. Latents as for grid.py:dit, by
 launch.prepare; the videos in them are not used, only sound, images and texts.
 
-14 minutes on half of two CPU cores. Then a sample is within 7 % of the motion of the
-teacher's from the same noise (sample_error 0.045, teacher_motion 0.68), and lips
+14 minutes on half of two CPU cores. Then a sample is within 9 % of the motion of the
+teacher's from the same noise (sample_error 0.058, teacher_motion 0.66), and lips
 follow as closely as the teacher's (README).
 
   python -m launch.train --config configs/mirage/grid_distil.py \
