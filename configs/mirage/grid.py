@@ -141,7 +141,6 @@ def dit(folder: str, cross: bool) -> ml_collections.ConfigDict:
       ),
       model=model(cross),
       flow=dict(
-        schedule='linear_quadratic',
         full_weight_from=0.3,
         motion_weight=4.0,
         heard_weight=8.0,
